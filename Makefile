@@ -1,0 +1,66 @@
+# Everything a developer or a new user runs. Each target starts from nothing but python3 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(shell find protos -name '*.proto')
+INSTALL_INPUTS := pyproject.toml hatch_build.py scripts/protos.py $(PROTOS)
+export OMP_WAIT_POLICY ?= PASSIVE
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo up test test-all lint format protos bench assets clean
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.dev assets ## create .venv, install everything, fetch weights and data
+
+# torch comes first: pip then takes a CPU build where one is at hand, and torchvision fits itself to it.
+$(VENV)/.runtime: $(INSTALL_INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --no-compile torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[all]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[all,dev]"
+	@touch $@
+
+assets: $(VENV)/.runtime ## fetch weights and data into the cache
+	$(BIN)/python -m services.common.assets --for demo
+
+demo: $(VENV)/.runtime assets ## run the whole thing on real photos and write a report
+	$(BIN)/stillhouse demo
+
+up: $(VENV)/.runtime assets ## start Redis and the four services in the foreground
+	$(BIN)/stillhouse up
+
+protos: $(VENV)/.dev ## generate gen/ from protos/
+	$(BIN)/python scripts/protos.py --buf
+
+lint: protos ## ruff, mypy strict, import-linter, buf lint, buf breaking
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	@if git rev-parse -q --verify origin/main:protos >/dev/null 2>&1; then \
+	  rm -rf .deps/main && mkdir -p .deps/main/.deps && \
+	  git archive origin/main protos buf.yaml | tar -x -C .deps/main && \
+	  cp -r .deps/googleapis .deps/main/.deps/ && \
+	  echo buf breaking && $(BIN)/buf breaking --against .deps/main; fi
+
+format: $(VENV)/.dev ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint assets ## lint and every test but the slow ones, with coverage
+	rm -f .coverage .coverage.*
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+
+test-all: lint assets ## every test
+	$(PYTEST) --cov --cov-report=term:skip-covered
+
+bench: $(VENV)/.dev assets ## run every benchmark; each prints a table and one JSON line
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove what was built here; the cache of weights stays
+	rm -rf $(VENV) gen .deps .mypy_cache .ruff_cache .pytest_cache

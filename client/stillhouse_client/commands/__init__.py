@@ -1,0 +1,1 @@
+"""The commands of the `stillhouse` command line, one module per noun."""

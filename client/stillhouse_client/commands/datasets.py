@@ -1,0 +1,155 @@
+"""`stillhouse datasets`: add, list, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from stillhouse.common.v1 import items_pb2
+from stillhouse.gateway.v1 import datasets_pb2 as pb
+
+from stillhouse_client import names
+from stillhouse_client.client import AsyncClient
+from stillhouse_client.commands import output
+from stillhouse_client.commands.session import Address, Json, Project, run
+
+app = typer.Typer(no_args_is_help=True, help="Photos with labels that jobs learn from.")
+_STATES = {
+    pb.DATASET_STATE_CREATING: "being read",
+    pb.DATASET_STATE_READY: "ready",
+    pb.DATASET_STATE_FAILED: "failed",
+}
+
+
+@app.command()
+def add(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of class folders, archive, parquet file (these are uploaded), or a URI "
+            "that the server reads: file:///..., s3://..., builtin:fruit-fine."
+        ),
+    ],
+    name: Annotated[str, typer.Option("--name", help="Name; without it, the source's.")] = "",
+    max_items: Annotated[int, typer.Option(min=0, help="At most this many images.")] = 0,
+    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the test split.")] = 0,
+    val_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the validation split.")
+    ] = 0,
+    wait: Annotated[bool, typer.Option(help="Wait until the images are read.")] = True,
+    address: Address = "",
+    project: Project = names.DEFAULT_PROJECT,
+    as_json: Json = False,
+) -> None:
+    """Add a dataset from a local path or a URI."""
+
+    async def work(client: AsyncClient) -> pb.Dataset:
+        uri, archive = source, None
+        if not _is_uri(source):
+            uri, archive = "", await _upload(client, Path(source))
+        dataset = await client.datasets.create(
+            name or _name_of(source),
+            uri=uri,
+            archive=archive,
+            test_share=test_share,
+            val_share=val_share,
+            max_items=max_items,
+        )
+        if not wait:
+            return dataset
+        with output.err.status(f"reading {dataset.name}") as status:
+            return await client.datasets.wait(
+                dataset.name,
+                progress=lambda d: status.update(f"reading {d.name}: {d.item_count} images"),
+            )
+
+    _print(run(work, address, project), as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    address: Address = "", project: Project = names.DEFAULT_PROJECT, as_json: Json = False
+) -> None:
+    """List datasets, newest first."""
+
+    async def work(client: AsyncClient) -> list[pb.Dataset]:
+        return [*await client.datasets.list()]
+
+    found = run(work, address, project)
+    if as_json:
+        output.print_json(found)
+        return
+    rows = [
+        (names.last(d.name), _STATES.get(d.state, "?"), str(len(d.classes)), *_splits(d))
+        for d in found
+    ]
+    output.table(["name", "state", "#classes", "#train", "#val", "#test"], rows)
+
+
+@app.command()
+def show(
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    address: Address = "",
+    project: Project = names.DEFAULT_PROJECT,
+    as_json: Json = False,
+) -> None:
+    """Show a dataset: classes, splits, rejected files, near-duplicates across splits."""
+
+    async def work(client: AsyncClient) -> pb.Dataset:
+        return await client.datasets.get(dataset)
+
+    _print(run(work, address, project), as_json=as_json)
+
+
+def _is_uri(source: str) -> bool:
+    return "://" in source or source.startswith("builtin:")
+
+
+def _name_of(source: str) -> str:
+    if source.startswith("builtin:"):
+        return names.slug(source.removeprefix("builtin:"))
+    return names.slug(Path(source.rstrip("/")).name.split(".")[0])
+
+
+async def _upload(client: AsyncClient, path: Path) -> items_pb2.BlobRef:
+    columns = (
+        TextColumn("uploading {task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=output.err, transient=True) as bars:
+        task = bars.add_task(path.name, total=None)
+
+        def progress(sent: int, total: int) -> None:
+            bars.update(task, completed=sent, total=total)
+
+        return await client.datasets.upload(path, progress=progress)
+
+
+def _splits(dataset: pb.Dataset) -> list[str]:
+    return [str(dataset.split_counts.get(split, 0)) for split in ("train", "val", "test")]
+
+
+def _print(dataset: pb.Dataset, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(dataset)
+        return
+    train, val, test = _splits(dataset)
+    output.pairs(
+        [
+            ("dataset", dataset.name),
+            ("state", _STATES.get(dataset.state, "?")),
+            ("images", f"{dataset.item_count} (train {train}, val {val}, test {test})"),
+            ("classes", f"{len(dataset.classes)}: {', '.join(dataset.classes[:30])}"),
+            ("labels", "several per image" if dataset.multi_label else "one per image"),
+            ("not readable", str(dataset.rejected_count)),
+            ("near-duplicates across splits", str(dataset.cross_split_duplicate_count)),
+        ]
+    )
+    for item in dataset.rejected[:10]:
+        output.note(f"  {item.path}: {item.reason}")
+    for pair in dataset.cross_split_duplicates[:5]:
+        output.note(f"  {pair.first_item} and {pair.second_item} are nearly the same photo")

@@ -1,0 +1,174 @@
+"""`stillhouse demo`: the whole story on real photos."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from stillhouse.gateway.v1 import jobs_pb2
+
+from stillhouse_client import demo_report
+from stillhouse_client.client import AsyncClient
+from stillhouse_client.commands import output
+from stillhouse_client.commands.session import DataDir, Json, Project
+from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
+from stillhouse_client.commands.watching import JobBars
+from stillhouse_client.demo import Demo, Plan, Story
+from stillhouse_client.names import DEFAULT_PROJECT
+from stillhouse_client.suite import state
+from stillhouse_client.suite.config import SuiteConfig
+from stillhouse_client.suite.supervisor import Suite
+
+_ROWS = {
+    "student": "named concepts",
+    "random_control": "random directions",
+    "random_words": "random words",
+    "sparse_probe": "sparse probe",
+    "dense_probe": "dense probe",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(demo)
+
+
+def demo(
+    images: Annotated[int, typer.Option(min=0, help="Photos per dataset; 0 means all.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run anew, under new names.")] = False,
+    data_dir: DataDir = Path(".stillhouse"),
+    port: Annotated[int, typer.Option(min=-1, help="First port of the suite; -1: any.")] = -1,
+    redis_url: RedisUrl = "",
+    database_url: DatabaseUrl = "",
+    project: Project = DEFAULT_PROJECT,
+    as_json: Json = False,
+) -> None:
+    """Distil two students from photos of fruit, tune one, and write a picture report.
+
+    Uses the suite that runs in the data folder, or starts one for its own time.
+    """
+    started_s = time.monotonic()
+    config = make_config(data_dir, max(port, 0), redis_url, database_url)
+    plan = Plan(images, f"r{int(time.time())}" if fresh else "")
+    report, files = asyncio.run(_run(config, plan, project, started_s))
+    if as_json:
+        output.print_json(report)
+        return
+    for name, task in report["tasks"].items():
+        _print_task(name, task)
+    _print_tuning(report["tuning"])
+    output.say(f"\n{output.seconds(report['wall_s'])} in all. Written:")
+    for file in files:
+        output.say(f"  {file}")
+
+
+async def _run(
+    config: SuiteConfig, plan: Plan, project: str, started_s: float
+) -> tuple[dict[str, Any], list[Path]]:
+    async with _gateway(config) as address, AsyncClient(address, project=project) as client:
+        up_s = time.monotonic() - started_s
+        story = await _tell(client, plan)
+        story.step_s = {"start": round(up_s, 3), **story.step_s}
+        report = await demo_report.build(client, story, time.monotonic() - started_s)
+        output.note("drawing the report")
+        files = await _write(client, report, config.data_dir / "demo", started_s)
+    return report, files
+
+
+@contextlib.asynccontextmanager
+async def _gateway(config: SuiteConfig) -> AsyncIterator[str]:
+    running = state.read(config.data_dir)
+    if running is not None:
+        output.note(f"using the suite that runs in {config.data_dir}")
+        yield running.gateway
+        return
+    output.note("starting Redis and the four services")
+    async with Suite(config, output.note) as suite:
+        yield suite.address
+
+
+async def _tell(client: AsyncClient, plan: Plan) -> Story:
+    bars: JobBars | None = None
+    shown = ""
+
+    def show(job: jobs_pb2.DistillationJob) -> None:
+        nonlocal bars, shown
+        if bars is None or job.name != shown:
+            if bars is not None:
+                bars.__exit__()
+            bars, shown = JobBars().__enter__(), job.name
+        bars.show(job)
+
+    def say(text: str) -> None:
+        nonlocal bars
+        if bars is not None:
+            bars.__exit__()
+            bars = None
+        output.err.print(f"[bold]{text}[/bold]", soft_wrap=True)
+
+    try:
+        return await Demo(client, plan, say=say, show=show).run()
+    finally:
+        if bars is not None:
+            bars.__exit__()
+
+
+async def _write(
+    client: AsyncClient, report: dict[str, Any], folder: Path, started_s: float
+) -> list[Path]:
+    from stillhouse_client.report import page
+
+    files = await page.write(client, report, folder)
+    report["stage_s"]["report"] = round(time.monotonic() - started_s - report["wall_s"], 3)
+    report["wall_s"] = round(time.monotonic() - started_s, 2)
+    path = folder / "report.json"
+    path.write_text(json.dumps(report, indent=2))
+    return [path, *files]
+
+
+def _print_task(name: str, task: dict[str, Any]) -> None:
+    low = task.get("at_nec_10") or {}
+    rows = [
+        (title, *_cells(task.get(key)), *_cells(low.get(key)))
+        for key, title in _ROWS.items()
+        if task.get(key)
+    ]
+    title = (
+        f"\n{name}: {len(task['classes'])} classes, {task.get('n_train')} photos to train, "
+        f"{task.get('n_test')} to test; teacher {_text(task.get('teacher_accuracy'))}"
+    )
+    columns = ["", "#fidelity at 30", "#accuracy", "#NEC", "#fidelity at 10", "#accuracy", "#NEC"]
+    output.table(columns, rows, title=title)
+    for where, paired in (("30", task.get("paired_random")), ("10", low.get("paired_random"))):
+        if paired:
+            found = _text(paired.get("fidelity", paired))
+            output.say(f"named minus random at NEC {where}: {found}")
+
+
+def _print_tuning(tuning: dict[str, Any]) -> None:
+    output.say(f"\n{tuning['sentence']}")
+    exact = "the exact weights" if tuning["undo_exact"] else "OTHER weights"
+    output.say(f"Undone: {exact} are back.")
+
+
+def _cells(entry: dict[str, Any] | None) -> tuple[str, str, str]:
+    found = entry or {}
+    nec = found.get("nec")
+    value = nec.get("value") if isinstance(nec, dict) else nec
+    return _text(found.get("fidelity")), _text(found.get("accuracy")), _nec(value)
+
+
+def _nec(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _text(found: Any) -> str:
+    if not isinstance(found, dict) or found.get("value") is None:
+        return "-"
+    return output.estimate(found) if found.get("low") is not None else f"{found['value']:.3f}"

@@ -1,0 +1,1 @@
+"""The picture report: one HTML file and one PNG, without a network."""

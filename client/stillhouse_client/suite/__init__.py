@@ -1,0 +1,1 @@
+"""A whole suite on one machine: Redis and the four services as child processes."""

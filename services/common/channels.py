@@ -1,0 +1,77 @@
+"""Client channels between services: limits, keepalive, deadlines, and statuses back to errors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from services.common import logs
+from services.common.errors import Overloaded, PeerUnavailable, StillhouseError, from_status
+
+R = TypeVar("R")
+_log = logs.get(__name__)
+
+
+def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
+    """Open a channel to `host:port` or `dns:///name:port`; behind a name, calls go round robin."""
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.service_config", json.dumps(config)),
+        ],
+    )
+
+
+def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:
+    """Return the error that a failed call stands for."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    if status is None:
+        code = int(error.code().value[0])  # type: ignore[index]
+        status = status_pb2.Status(code=code, message=error.details() or error.code().name.lower())
+    return from_status(status)
+
+
+async def call(
+    method: Callable[..., Awaitable[R]], request: Any, *, timeout_s: float, request_id: str = ""
+) -> R:
+    """Call a unary method with a deadline. Raises the StillhouseError its status stands for."""
+    metadata = (("x-request-id", request_id),) if request_id else ()
+    try:
+        return await method(request, timeout=timeout_s, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        raise to_error(error) from None
+
+
+async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, what: str) -> R:
+    """Run `attempt` again, with growing pauses, while a peer is away or overloaded, for
+    `give_up_s` at most."""
+    until_s, pause_s = time.monotonic() + give_up_s, 0.1
+    while True:
+        try:
+            return await attempt()
+        except (PeerUnavailable, Overloaded) as error:
+            if time.monotonic() + pause_s > until_s:
+                raise
+            _log.info(
+                "waiting for a peer",
+                what=what,
+                reason=error.message[:200],
+                pause_s=round(pause_s, 1),
+            )
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
+            pause_s = min(pause_s * 2, 3.0)

@@ -1,0 +1,172 @@
+"""The errors a service raises, and the one table that maps them to gRPC codes.
+
+StillhouseError
+├── InvalidInput        INVALID_ARGUMENT     BadRequest field violation
+├── NotFound            NOT_FOUND            ResourceInfo
+├── AlreadyExists       ALREADY_EXISTS       ResourceInfo
+├── Precondition        FAILED_PRECONDITION  PreconditionFailure: what differs
+├── Overloaded          RESOURCE_EXHAUSTED   RetryInfo
+├── PeerUnavailable     UNAVAILABLE          RetryInfo
+├── Cancelled           CANCELLED
+├── Unsupported         UNIMPLEMENTED
+└── Internal            INTERNAL             request id only
+"""
+
+from __future__ import annotations
+
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+DOMAIN = "stillhouse"
+
+
+class StillhouseError(Exception):
+    """Base of all errors with a meaning for the caller; `message` is written for people."""
+
+    code: int = code_pb2.INTERNAL
+    reason: str = "INTERNAL"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def details(self) -> list[Message]:
+        """Return the google.rpc detail messages beside ErrorInfo."""
+        return []
+
+    def to_status(self) -> status_pb2.Status:
+        """Return the error as a `google.rpc.Status`, ErrorInfo first."""
+        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        return status_pb2.Status(
+            code=self.code,
+            message=self.message,
+            details=[_pack(m) for m in [info, *self.details()]],
+        )
+
+
+class InvalidInput(StillhouseError):
+    """The request is malformed, out of range, undecodable or of a wrong shape."""
+
+    code = code_pb2.INVALID_ARGUMENT
+    reason = "INVALID_INPUT"
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+    def details(self) -> list[Message]:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=self.field, description=self.message
+        )
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+
+
+class NotFound(StillhouseError):
+    """The named thing does not exist, or is not the caller's."""
+
+    code = code_pb2.NOT_FOUND
+    reason = "NOT_FOUND"
+
+    def __init__(self, message: str, *, resource: str = "") -> None:
+        super().__init__(message)
+        self.resource = resource
+
+    def details(self) -> list[Message]:
+        return [
+            error_details_pb2.ResourceInfo(resource_name=self.resource, description=self.message)
+        ]
+
+
+class AlreadyExists(NotFound):
+    """A thing of that name exists already."""
+
+    code = code_pb2.ALREADY_EXISTS
+    reason = "ALREADY_EXISTS"
+
+
+class Precondition(StillhouseError):
+    """A mismatch found before work starts; `differences` says what differs."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, *, differences: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.differences = differences or {}
+
+    def details(self) -> list[Message]:
+        violations = [
+            error_details_pb2.PreconditionFailure.Violation(
+                type="MISMATCH", subject=k, description=v
+            )
+            for k, v in self.differences.items()
+        ]
+        return [error_details_pb2.PreconditionFailure(violations=violations)] if violations else []
+
+
+class Overloaded(StillhouseError):
+    """The queue is full; retry after `retry_after_s` seconds."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def details(self) -> list[Message]:
+        return [error_details_pb2.RetryInfo(retry_delay=_duration(self.retry_after_s))]
+
+
+class PeerUnavailable(Overloaded):
+    """Another service, or this one while it starts or drains, cannot answer now."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = "UNAVAILABLE"
+
+
+class Cancelled(StillhouseError):
+    """The work was cancelled."""
+
+    code = code_pb2.CANCELLED
+    reason = "CANCELLED"
+
+
+class Unsupported(StillhouseError):
+    """This build or deployment does not have the method."""
+
+    code = code_pb2.UNIMPLEMENTED
+    reason = "UNSUPPORTED"
+
+
+class Internal(StillhouseError):
+    """A bug. The message names the request id and nothing of the inside."""
+
+
+_BY_CODE: dict[int, type[StillhouseError]] = {
+    code_pb2.INVALID_ARGUMENT: InvalidInput,
+    code_pb2.NOT_FOUND: NotFound,
+    code_pb2.ALREADY_EXISTS: AlreadyExists,
+    code_pb2.FAILED_PRECONDITION: Precondition,
+    code_pb2.RESOURCE_EXHAUSTED: Overloaded,
+    code_pb2.UNAVAILABLE: PeerUnavailable,
+    code_pb2.DEADLINE_EXCEEDED: PeerUnavailable,
+    code_pb2.CANCELLED: Cancelled,
+    code_pb2.UNIMPLEMENTED: Unsupported,
+}
+
+
+def from_status(status: status_pb2.Status) -> StillhouseError:
+    """Return the error a status stands for; an unknown code becomes Internal."""
+    return _BY_CODE.get(status.code, Internal)(status.message)
+
+
+def _pack(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    return duration_pb2.Duration(seconds=int(seconds), nanos=int((seconds % 1) * 1e9))

@@ -1,0 +1,133 @@
+"""Server interceptor: request id, access log, metrics, and errors to statuses, for all RPC
+kinds."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import structlog
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from services.common import logs, metrics
+from services.common.errors import Internal, StillhouseError
+
+REQUEST_ID = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = logs.get(__name__)
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+"""The context a servicer method gets; gRPC's class takes parameters in its stubs alone."""
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler: whatever it raises ends as one rich status, never as a stack trace."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        metadata = dict(handler_call_details.invocation_metadata or ())
+        given = str(metadata.get(REQUEST_ID, ""))
+        call = _Call(
+            str(handler_call_details.method), given if _REQUEST_ID.fullmatch(given) else ""
+        )
+        return _wrap(handler, call)
+
+
+class _Call:
+    """One RPC in flight: its names, its clock, and how it ends."""
+
+    def __init__(self, method: str, request_id: str) -> None:
+        self.method = method
+        self.request_id = request_id or uuid.uuid4().hex
+        self.started_s = time.perf_counter()
+
+    def bind(self) -> None:
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+
+    def finish(self, code: str) -> None:
+        seconds = time.perf_counter() - self.started_s
+        metrics.RPC_SECONDS.labels(self.method, code).observe(seconds)
+        if not self.method.startswith(("/grpc.health", "/grpc.reflection")):
+            _log.debug("rpc", method=self.method, code=code, ms=round(seconds * 1000, 1))
+
+    def status_of(self, error: BaseException) -> status_pb2.Status:
+        if isinstance(error, StillhouseError) and not isinstance(error, Internal):
+            return error.to_status()
+        _log.error("unexpected error", method=self.method, exc_info=error)
+        return Internal(f"internal error; quote request id {self.request_id}").to_status()
+
+    async def fail(self, context: Context, error: BaseException) -> None:
+        status = self.status_of(error)
+        self.finish(grpc.StatusCode.OK.name if status.code == 0 else str(status.code))
+        await context.abort_with_status(rpc_status.to_status(status))
+
+
+def _wrap(handler: Any, call: _Call) -> Any:
+    if handler.response_streaming:
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        return make(
+            _streaming(inner, call), handler.request_deserializer, handler.response_serializer
+        )
+    make_unary = (
+        grpc.stream_unary_rpc_method_handler
+        if handler.request_streaming
+        else grpc.unary_unary_rpc_method_handler
+    )
+    inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+    return make_unary(
+        _unary(inner, call), handler.request_deserializer, handler.response_serializer
+    )
+
+
+def _unary(inner: Callable[[Any, Context], Awaitable[Any]], call: _Call) -> Any:
+    async def handle(request: Any, context: Context) -> Any:
+        call.bind()
+        try:
+            response = await inner(request, context)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            call.finish("CANCELLED")
+            raise
+        except Exception as error:
+            return await call.fail(context, error)
+        call.finish("OK")
+        return response
+
+    return handle
+
+
+def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], call: _Call) -> Any:
+    async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+        call.bind()
+        try:
+            async for response in inner(request, context):
+                yield response
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            call.finish("CANCELLED")
+            raise
+        except Exception as error:
+            await call.fail(context, error)
+        else:
+            call.finish("OK")
+
+    return handle

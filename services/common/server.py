@@ -1,0 +1,168 @@
+"""Runs a gRPC server: health that follows a canary, reflection, interceptors, signals, drain.
+
+The usual `wait_for_termination` with `stop()` in a `finally` does not drain under asyncio: SIGTERM
+ends the
+process before it runs. So the first signal sets an event, health turns NOT_SERVING, and
+`stop(grace)` is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from stillhouse.common.v1 import info_pb2, info_pb2_grpc
+
+from services.common import logs, metrics
+from services.common.interceptors import ErrorInterceptor
+from services.common.settings import ServiceSettings
+
+_log = logs.get(__name__)
+Hook = Callable[[], Awaitable[None]]
+
+
+async def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class App:
+    """What a service hands to `run`.
+
+    `register` adds servicers to the server and returns their full names; `start` loads models
+    (health is
+    NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends
+    calls that would wait for ever, before the others get their time to finish; `stop` closes what
+    `start` opened.
+    """
+
+    service: str
+    settings: ServiceSettings
+    register: Callable[[grpc.aio.Server], Sequence[str]]
+    start: Hook = _nothing
+    canary: Hook = _nothing
+    drain: Hook = _nothing
+    stop: Hook = _nothing
+    device: str = "cpu"
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class InfoServicer(info_pb2_grpc.InfoServiceServicer):
+    """Answers InfoService.GetInfo from the settings."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def GetInfo(
+        self, request: info_pb2.GetInfoRequest, context: Any
+    ) -> info_pb2.GetInfoResponse:
+        settings = self._app.settings
+        return info_pb2.GetInfoResponse(
+            service=self._app.service,
+            version=metadata.version("stillhouse"),
+            device=self._app.device,
+            limits=info_pb2.Limits(
+                max_message_bytes=settings.max_message_bytes,
+                max_batch_items=settings.max_batch_items,
+                max_image_bytes=settings.max_image_bytes,
+                max_image_pixels=settings.max_image_pixels,
+                max_queue_items=settings.max_queue_items,
+            ),
+        )
+
+
+def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
+    """Return the channel arguments of a server."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+async def run(app: App) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Prints `listening HOST:PORT` on standard
+    output."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()], options=server_options(app.settings)
+    )
+    checks = health.aio.HealthServicer()
+    names = _register(app, server, checks)
+    await _set_health(checks, names, serving=False)
+    port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
+    await server.start()
+    metrics.serve(app.settings.host, app.settings.metrics_port)
+    print(f"listening {app.settings.host}:{port}", flush=True)
+    _log.info(
+        "listening",
+        address=f"{app.settings.host}:{port}",
+        settings=app.settings.model_dump(mode="json"),
+    )
+    worker = asyncio.create_task(_start_and_watch(app, checks, names))
+    await asyncio.wait(
+        [worker, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED
+    )
+    failed = worker.done()
+    await checks.enter_graceful_shutdown()
+    _log.info("draining", drain_s=app.settings.drain_s)
+    await app.drain()
+    await server.stop(app.settings.drain_s)
+    worker.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await worker
+    await app.stop()
+    if failed:
+        sys.exit(1)
+
+
+def _register(app: App, server: grpc.aio.Server, checks: Any) -> list[str]:
+    names = [*app.register(server), "stillhouse.common.v1.InfoService"]
+    info_pb2_grpc.add_InfoServiceServicer_to_server(InfoServicer(app), server)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    if app.settings.reflection:
+        reflection.enable_server_reflection(
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+        )
+    return names
+
+
+async def _set_health(checks: Any, names: Sequence[str], *, serving: bool) -> None:
+    codes = health_pb2.HealthCheckResponse
+    for name in ["", *names]:
+        await checks.set(name, codes.SERVING if serving else codes.NOT_SERVING)
+
+
+async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
+    """Start the app, then let readiness follow the canary: a service that cannot compute is not
+    ready."""
+    try:
+        await app.start()
+    except Exception as error:
+        _log.error("cannot start", exc_info=error)
+        return
+    while True:
+        try:
+            await asyncio.wait_for(app.canary(), timeout=max(app.settings.canary_s, 30.0))
+            await _set_health(checks, names, serving=True)
+            if not app.ready.is_set():
+                app.ready.set()
+                _log.info("ready")
+        except Exception as error:
+            _log.warning("canary failed", exc_info=error)
+            await _set_health(checks, names, serving=False)
+        await asyncio.sleep(app.settings.canary_s)

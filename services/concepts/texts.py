@@ -1,0 +1,68 @@
+"""Text embeddings with a memory: a text is computed once, and never depends on its neighbours.
+
+A concept set is embedded by one call or by many, with any part of it remembered already, so a row
+may not depend on which other texts it was computed with: the model runs texts at a fixed batch
+shape that each text's own length chooses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from services.common.errors import InvalidInput
+from services.common.tensors import Array
+
+MAX_TEXTS = 4096
+MAX_CHARACTERS = 1000
+_AT_ONCE = 128
+"""Texts computed before the thread is offered to waiting images."""
+
+
+def check_texts(texts: Sequence[str], *, field: str = "texts") -> list[str]:
+    """Return the texts. Raises InvalidInput where there are none or too many, or one is empty or
+    too long.
+    """
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise InvalidInput(f"{field}: {len(texts)} texts; use 1 to {MAX_TEXTS:,}", field=field)
+    for at, text in enumerate(texts):
+        if not text.strip() or len(text) > MAX_CHARACTERS:
+            where = f"{field}[{at}]"
+            raise InvalidInput(
+                f"{where}: a text has 1 to {MAX_CHARACTERS:,} characters, not all blank",
+                field=where,
+            )
+    return list(texts)
+
+
+class Texts:
+    """Embeds texts in the encoder's thread and keeps the `keep` last used."""
+
+    def __init__(
+        self, embed: Callable[[list[str]], Array], executor: ThreadPoolExecutor, *, keep: int
+    ) -> None:
+        self._embed, self._executor, self._keep = embed, executor, keep
+        self._known: OrderedDict[str, Array] = OrderedDict()
+
+    async def embed(self, texts: Sequence[str]) -> Array:
+        """Return float16 [texts, D], unit rows."""
+        found = {text: self._known[text] for text in texts if text in self._known}
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        loop = asyncio.get_running_loop()
+        for at in range(0, len(missing), _AT_ONCE):
+            part = missing[at : at + _AT_ONCE]
+            rows = await loop.run_in_executor(self._executor, self._embed, part)
+            found.update(zip(part, rows, strict=True))
+        self._remember(found)
+        return np.stack([found[text] for text in texts])
+
+    def _remember(self, used: dict[str, Array]) -> None:
+        for text, row in used.items():
+            self._known[text] = row
+            self._known.move_to_end(text)
+        while len(self._known) > self._keep:
+            self._known.popitem(last=False)

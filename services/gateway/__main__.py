@@ -1,0 +1,40 @@
+"""Starts the gateway: `python -m services.gateway`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.common import logs, server
+from services.gateway.settings import GatewaySettings
+
+
+def main() -> None:
+    """Build the gateway from its settings and serve until a signal."""
+    settings = GatewaySettings()
+    logs.configure("gateway", level=settings.log_level, json=settings.log_json)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: GatewaySettings) -> None:
+    await server.run(build(settings))
+
+
+def build(settings: GatewaySettings) -> server.App:
+    """Assemble the gateway. Call it in the event loop, which channels belong to."""
+    from services.gateway.assembly import Gateway
+
+    gateway = Gateway(settings)
+
+    return server.App(
+        service="gateway",
+        settings=settings,
+        register=gateway.register,
+        start=gateway.start,
+        canary=gateway.canary,
+        drain=gateway.drain,
+        stop=gateway.stop,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Puts the gateway together: stores, peers, cache, engine and the servicers on them."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Sequence
+
+import grpc.aio
+from stillhouse.gateway.v1 import (
+    datasets_pb2_grpc,
+    jobs_pb2_grpc,
+    models_pb2_grpc,
+    students_pb2_grpc,
+)
+
+from services.common.blobs import BlobStore
+from services.common.catalogue import load_catalogue
+from services.gateway.blob_servicer import BlobServicer
+from services.gateway.cache import EmbeddingCache
+from services.gateway.datasets.readers import Reading, UriPolicy
+from services.gateway.datasets.runner import IngestRunner
+from services.gateway.datasets_servicer import DatasetServicer
+from services.gateway.jobs.concept import concept_job
+from services.gateway.jobs.engine import Engine
+from services.gateway.jobs.feed import Feed
+from services.gateway.jobs.heartbeat import Heartbeat
+from services.gateway.jobs.job import Tools
+from services.gateway.jobs.teacher_head import teacher_head_job
+from services.gateway.jobs_servicer import DistillationServicer
+from services.gateway.models_servicer import ModelServicer
+from services.gateway.peers import Peers
+from services.gateway.settings import GatewaySettings
+from services.gateway.store import Store
+from services.gateway.students_servicer import StudentsServicer
+
+_PACKAGE = "stillhouse.gateway.v1"
+
+
+class Gateway:
+    """The parts of one gateway process. Make it in the event loop that serves."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.store = Store(settings.database_url)
+        self.blobs = BlobStore(settings.blob_url)
+        self.peers = Peers.connect(settings)
+        self.cache = EmbeddingCache(settings.redis_url, timeout_s=settings.cache_timeout_s)
+        self.feed = Feed(self.store)
+        self.catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
+        tools = Tools(settings, self.store, self.blobs, self.peers, self.cache, self.feed)
+        self.engine = Engine(tools, {"concept": concept_job, "teacher_head": teacher_head_job})
+        self.heartbeat = Heartbeat(
+            self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
+        )
+        reading = Reading(
+            policy=UriPolicy(is_loopback(settings.host), settings.file_roots),
+            blobs=self.blobs,
+            catalogue=self.catalogue,
+            cache_dir=settings.cache_dir,
+            max_image_bytes=settings.max_image_bytes,
+        )
+        self.runner = IngestRunner(self.store, reading, max_pixels=settings.max_image_pixels)
+        self.datasets = DatasetServicer(self.store, reading, self.runner)
+        self.jobs = DistillationServicer(tools, self.engine)
+
+    def register(self, server: grpc.aio.Server) -> Sequence[str]:
+        """Add all servicers and return their names."""
+        datasets_pb2_grpc.add_DatasetServiceServicer_to_server(self.datasets, server)
+        jobs_pb2_grpc.add_DistillationServiceServicer_to_server(self.jobs, server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.peers), server)
+        students_pb2_grpc.add_StudentsServiceServicer_to_server(
+            StudentsServicer(
+                self.store,
+                self.blobs,
+                self.peers,
+                self.catalogue,
+                max_batch_items=self.settings.max_batch_items,
+            ),
+            server,
+        )
+        students_pb2_grpc.add_BlobServiceServicer_to_server(BlobServicer(self.blobs), server)
+        names = ("Dataset", "Distillation", "Model", "Students", "Blob")
+        return [f"{_PACKAGE}.{name}Service" for name in names]
+
+    async def start(self) -> None:
+        """Take up what an earlier process left, and run jobs."""
+        await self.engine.start()
+        self.heartbeat.start()
+        await self.runner.resume()
+
+    async def canary(self) -> None:
+        """Read the tables: a gateway without its database is not ready."""
+        await asyncio.to_thread(self._touch)
+
+    async def drain(self) -> None:
+        """Send watchers away; they take up where they were at another gateway, or after a start."""
+        await self.feed.close()
+
+    async def stop(self) -> None:
+        """Interrupt jobs and ingests, which go on at the next start, and close everything."""
+        await self.heartbeat.stop()
+        await self.engine.stop()
+        await self.runner.stop()
+        await self.cache.close()
+        await self.peers.close()
+        self.store.close()
+
+    async def _recover(self, dead: list[str]) -> None:
+        """Take over what gateways that are dead were doing."""
+        await self.engine.recover(dead)
+        await self.runner.resume()
+
+    def _touch(self) -> None:
+        with self.store.read() as session:
+            session.connection().exec_driver_sql("SELECT 1")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,149 @@
+"""The cache of region embeddings in Redis: raw fp16 behind a checked header.
+
+The cache may be absent, slow, restarted, emptied or wrong; each of these is a miss and costs time
+only. After a failure Redis is left alone for a moment, so that a dead one does not delay every
+call by its time-out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from services.common import logs, metrics
+from services.common.tensors import Array
+from services.gateway.keys import RegionSpace, region_key
+
+_log = logs.get(__name__)
+_MAGIC = b"SHR1"
+_HEADER = struct.Struct("<4sIIII16s")
+"""Magic, regions, width, map rows, map columns, first half of the SHA-256 of shapes and data."""
+_REST_S = 2.0
+_FAILURES = (RedisError, OSError, TimeoutError)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of one image: `embeddings` float16 [R, D], whole image first; `map` uint8 [h, w]."""
+
+    embeddings: Array
+    map: Array
+
+
+def encode(regions: Regions) -> bytes:
+    """Return the value stored for one image."""
+    count, width = regions.embeddings.shape
+    rows, columns = regions.map.shape
+    body = regions.embeddings.astype("<f2", copy=False).tobytes() + regions.map.tobytes()
+    shapes = struct.pack("<IIII", count, width, rows, columns)
+    check = hashlib.sha256(shapes + body).digest()[:16]
+    return _HEADER.pack(_MAGIC, count, width, rows, columns, check) + body
+
+
+def decode(value: bytes) -> Regions | None:
+    """Return the regions of a stored value; None where it is not exactly what `encode` wrote."""
+    if len(value) < _HEADER.size:
+        return None
+    magic, count, width, rows, columns, check = _HEADER.unpack_from(value)
+    body = memoryview(value)[_HEADER.size :]
+    if magic != _MAGIC or len(body) != 2 * count * width + rows * columns:
+        return None
+    shapes = struct.pack("<IIII", count, width, rows, columns)
+    if hashlib.sha256(shapes + bytes(body)).digest()[:16] != check:
+        return None
+    split = 2 * count * width
+    return Regions(
+        np.frombuffer(body[:split], "<f2").reshape(count, width),
+        np.frombuffer(body[split:], "u1").reshape(rows, columns),
+    )
+
+
+class EmbeddingCache:
+    """Looks up and stores regions by full key. Without a URL every look-up is a miss."""
+
+    def __init__(self, url: str, *, timeout_s: float = 0.5) -> None:
+        self._redis: Any = (
+            redis.asyncio.from_url(
+                url,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry_on_timeout=False,
+                protocol=2,
+            )
+            if url
+            else None
+        )
+        self._rest_until_s = 0.0
+        self.hits = self.misses = 0
+
+    async def get(self, space: RegionSpace, items: Sequence[str]) -> list[Regions | None]:
+        """Return the regions of each item digest, None where they are not there: one MGET."""
+        found: list[Regions | None] = [None] * len(items)
+        if items:
+            keys = [region_key(space, item) for item in items]
+            values = await self._try(lambda: self._redis.mget(keys))
+            if values is not None:
+                found = [None if value is None else decode(value) for value in values]
+        self._count(found)
+        return found
+
+    async def put(self, space: RegionSpace, found: dict[str, Regions]) -> None:
+        """Store regions by item digest, in one pipeline; losing them costs time only."""
+        if not found:
+            return
+
+        async def send() -> None:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for item, regions in found.items():
+                    pipe.set(region_key(space, item), encode(regions))
+                await pipe.execute()
+
+        await self._try(send)
+
+    async def count(self, space: RegionSpace, items: Sequence[str]) -> int:
+        """Return how many of the items are there."""
+        if not items:
+            return 0
+        keys = [region_key(space, item) for item in items]
+        return int(await self._try(lambda: self._redis.exists(*keys)) or 0)
+
+    @property
+    def resting(self) -> bool:
+        """Whether Redis is left alone after a failure."""
+        return time.monotonic() < self._rest_until_s
+
+    def wake(self) -> None:
+        """Ask Redis again from now on."""
+        self._rest_until_s = 0.0
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._redis is not None:
+            with contextlib.suppress(*_FAILURES):
+                await self._redis.aclose()
+
+    async def _try(self, command: Any) -> Any:
+        """Run a command; None where there is no Redis, it rests after a failure, or fails now."""
+        if self._redis is None or self.resting:
+            return None
+        try:
+            return await cast("Awaitable[Any]", command())
+        except _FAILURES as error:
+            self._rest_until_s = time.monotonic() + _REST_S
+            _log.warning("cache is away; going on without it", reason=str(error)[:200])
+            return None
+
+    def _count(self, found: Sequence[Regions | None]) -> None:
+        hits = sum(one is not None for one in found)
+        self.hits, self.misses = self.hits + hits, self.misses + len(found) - hits
+        metrics.CACHE_LOOKUPS.labels("hit").inc(hits)
+        metrics.CACHE_LOOKUPS.labels("miss").inc(len(found) - hits)

@@ -1,0 +1,198 @@
+"""Choose the reader of a URI or an uploaded archive, and say which URIs a caller may name."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import fsspec
+
+from services.common.blobs import BlobStore
+from services.common.catalogue import Catalogue
+from services.common.errors import InvalidInput, NotFound, PeerUnavailable, Precondition
+from services.gateway.datasets.builtin import BuiltinSource
+from services.gateway.datasets.entries import Source, shown
+from services.gateway.datasets.layouts import TreeSource
+from services.gateway.datasets.parquet import Columns, ParquetSource
+from services.gateway.datasets.trees import FolderTree, archive_tree
+
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
+_TABLES = (".csv", ".jsonl")
+MAX_URI_CHARS = 4096
+
+
+@dataclass(frozen=True)
+class UriPolicy:
+    """Which URIs callers may name: reading files of the gateway's host is for those who own it.
+
+    On loopback every URI is allowed. Else local files must lie below `file_roots`, and remote ones
+    have a scheme of `schemes`: a URL that the gateway fetches could reach hosts that callers
+    cannot.
+    """
+
+    loopback: bool
+    file_roots: tuple[Path, ...] = ()
+    schemes: tuple[str, ...] = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+
+    @classmethod
+    def for_host(cls, host: str, file_roots: Sequence[Path] = ()) -> UriPolicy:
+        """Return the policy of a gateway that listens on `host`."""
+        try:
+            loopback = ip_address(host).is_loopback
+        except ValueError:
+            loopback = host == "localhost"
+        return cls(loopback, tuple(file_roots))
+
+    def check(self, uri: str) -> None:
+        """Raise InvalidInput for a malformed URI, Precondition for one that is not allowed."""
+        scheme = scheme_of(uri)
+        if "::" in uri or "\0" in uri or len(uri) > MAX_URI_CHARS:
+            raise InvalidInput("uri: chained and overlong URIs are not read", field="uri")
+        if scheme == "builtin" or self.loopback:
+            return
+        if scheme != "file":
+            if scheme not in self.schemes:
+                raise Precondition(
+                    f"this gateway does not read {scheme}: URIs; upload an archive instead"
+                )
+        elif self.confine(uri) is None:
+            raise Precondition(
+                "this gateway serves others than its own host, so it reads no local files outside "
+                "of its file roots (GATEWAY_FILE_ROOTS); upload an archive instead"
+            )
+
+    def confine(self, uri: str) -> Path | None:
+        """Return the file root that a local URI lies in; None where it lies in none."""
+        path = Path(local_path(uri)).resolve()
+        roots = (root.resolve() for root in self.file_roots)
+        return next((root for root in roots if path.is_relative_to(root)), None)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What readers need: limits, the policy, the catalogue's data and the blob store."""
+
+    policy: UriPolicy
+    blobs: BlobStore
+    catalogue: Catalogue
+    cache_dir: Path
+    max_image_bytes: int
+
+
+def scheme_of(uri: str) -> str:
+    """Return a URI's scheme in lower case; a plain path has `file`."""
+    if uri.lower().startswith("builtin:"):
+        return "builtin"
+    scheme = uri.partition("://")[0] if "://" in uri else ("file" if uri[:5] == "file:" else "")
+    return "file" if scheme.lower() in ("", "file", "local") else scheme.lower()
+
+
+def local_path(uri: str) -> str:
+    """Return the path of a local URI, without its fragment."""
+    plain, _ = _fragment(uri)
+    for prefix in ("file://", "local://", "file:"):
+        if plain.startswith(prefix):
+            return unquote(urlsplit(plain).path) if prefix == "file://" else plain[len(prefix) :]
+    return plain
+
+
+def check_uri(uri: str, reading: Reading) -> None:
+    """Check what can be known at once. Raises InvalidInput, NotFound or Precondition."""
+    if not uri.strip():
+        raise InvalidInput("uri: one of uri, archive is required", field="uri")
+    reading.policy.check(uri)
+    if scheme_of(uri) == "builtin":
+        _builtin(uri, reading)
+    elif scheme_of(uri) == "file" and not Path(local_path(uri)).exists():
+        raise NotFound(f"there is nothing at {shown(uri)} on the gateway's host", resource=uri)
+
+
+def open_archive(project: str, digest: str, reading: Reading) -> Source:
+    """Return the source of an uploaded archive. Raises NotFound or InvalidInput."""
+    tree = archive_tree(partial(reading.blobs.open, project, digest))
+    return TreeSource(tree, max_bytes=reading.max_image_bytes)
+
+
+def open_uri(uri: str, reading: Reading) -> Source:
+    """Return the source that a URI names.
+
+    Raises InvalidInput, NotFound, Precondition, or PeerUnavailable where it cannot be reached.
+    """
+    check_uri(uri, reading)
+    if scheme_of(uri) == "builtin":
+        return _builtin(uri, reading)
+    plain, options = _fragment(uri)
+    url = local_path(uri) if scheme_of(uri) == "file" else plain
+    url = url.rstrip("/") or "/"
+    confine = None if reading.policy.loopback or scheme_of(uri) != "file" else _root(uri, reading)
+    try:
+        return _by_kind(url, options, confine, reading)
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise NotFound(f"there is nothing at {shown(plain)}", resource=shown(plain)) from None
+        raise PeerUnavailable(f"{shown(plain)} cannot be read: {error}"[:300]) from error
+
+
+def _by_kind(url: str, options: dict[str, str], confine: Path | None, reading: Reading) -> Source:
+    fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+    limit, name = reading.max_image_bytes, urlsplit(url).path.lower()
+    if name.endswith(".parquet"):
+        return ParquetSource([url], _columns(options), max_bytes=limit)
+    if name.endswith(_ARCHIVES):
+        opener = partial(_open, url)
+        return TreeSource(archive_tree(opener), max_bytes=limit)
+    if name.endswith((".json", *_TABLES)):
+        folder, file = posixpath.split(url)
+        return TreeSource(FolderTree(folder or ".", confine), max_bytes=limit, annotations=file)
+    if not fs.isdir(path):
+        if not fs.exists(path):
+            raise FileNotFoundError(url)
+        return TreeSource(archive_tree(partial(_open, url)), max_bytes=limit)
+    if parquet := _parquet_files(fs, path):
+        if confine and not all(Path(p).resolve().is_relative_to(confine) for p in parquet):
+            raise Precondition("a link leads out of the file roots")
+        urls = [fs.unstrip_protocol(p) for p in parquet]
+        return ParquetSource(urls, _columns(options), max_bytes=limit)
+    return TreeSource(FolderTree(url, confine), max_bytes=limit)
+
+
+def _parquet_files(fs: Any, path: str) -> Sequence[str]:
+    """Parquet files right in a folder or in its `data` folder, where hub datasets keep them."""
+    for folder in (path, f"{path.rstrip('/')}/data"):
+        if found := [p for p in fs.glob(f"{folder}/*.parquet") if fs.isfile(p)]:
+            return cast("Sequence[str]", found)
+    return []
+
+
+def _columns(options: dict[str, str]) -> Columns:
+    return Columns(options.get("image", ""), options.get("label", ""), options.get("split", ""))
+
+
+def _open(url: str) -> BinaryIO:
+    return cast("BinaryIO", fsspec.open(url, "rb").open())
+
+
+def _root(uri: str, reading: Reading) -> Path:
+    root = reading.policy.confine(uri)
+    if root is None:  # a link was changed since the check
+        raise Precondition("the path has left the file roots")
+    return root
+
+
+def _fragment(uri: str) -> tuple[str, dict[str, str]]:
+    """Split `uri#label=a&image=b`; a `#` that is part of a path stays where no `=` follows."""
+    plain, mark, options = uri.rpartition("#")
+    if mark and "=" in options and "/" not in options:
+        return plain, dict(parse_qsl(options))
+    return uri, {}
+
+
+def _builtin(uri: str, reading: Reading) -> Source:
+    name = uri.partition(":")[2].partition("?")[0].strip("/")
+    return BuiltinSource(name, reading.cache_dir, reading.catalogue)

@@ -1,0 +1,91 @@
+"""A job as its story sees it: what it was asked for, the tools it works with, and its stages."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from dbos import DBOS
+from stillhouse.gateway.v1 import jobs_pb2 as pb
+
+from services.common.blobs import BlobStore
+from services.gateway.cache import EmbeddingCache
+from services.gateway.jobs import records
+from services.gateway.jobs.feed import Feed
+from services.gateway.jobs.progress import Progress
+from services.gateway.peers import Peers
+from services.gateway.settings import GatewaySettings
+from services.gateway.store import JobRow, Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What jobs work with; one of each per gateway."""
+
+    settings: GatewaySettings
+    store: Store
+    blobs: BlobStore
+    peers: Peers
+    cache: EmbeddingCache
+    feed: Feed
+    item_s: dict[str, float] = field(default_factory=dict)
+    """Measured seconds per image, by model digest."""
+
+
+class Job:
+    """One job: its specification, and stages that are recorded so that none runs twice."""
+
+    def __init__(self, tools: Tools, row: JobRow, spec: pb.DistillationJob) -> None:
+        self.tools = tools
+        self.project, self.job_id, self.pk = row.project, row.job_id, row.pk
+        self.name = records.name_of(row)
+        self.spec = spec
+        last = records.last_event(tools.store, row.pk)
+        self.progress = Progress(
+            tools.store, tools.feed, row.pk, [] if last is None else last.stages
+        )
+
+    async def stage(
+        self,
+        name: str,
+        work: Callable[Concatenate[Job, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run a stage as one durable step: after a restart its recorded result is used.
+
+        Arguments and result are JSON. A step that was interrupted runs again, so `work` looks at
+        what exists already before it computes.
+        """
+
+        async def step() -> R:
+            await self.progress.begin(name)
+            result = await work(self, *args, **kwargs)
+            await self.progress.complete(name)
+            return result
+
+        return await DBOS.run_step_async({"name": name, "preemptible": True}, step)
+
+    async def note(self, **values: str) -> None:
+        """Keep values beside the job, for whoever has to end it."""
+        await asyncio.to_thread(
+            functools.partial(records.note, self.tools.store, self.pk, **values)
+        )
+
+
+async def together(first: Awaitable[R], second: Awaitable[R]) -> tuple[R, R]:
+    """Run two stages side by side; where one fails the other is stopped."""
+    tasks = [asyncio.ensure_future(first), asyncio.ensure_future(second)]
+    try:
+        one, two = await asyncio.gather(*tasks)
+        return one, two
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

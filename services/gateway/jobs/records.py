@@ -1,0 +1,255 @@
+"""Rows of jobs and of their events: made, moved from QUEUED to an end, and shown as messages."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf import json_format
+from google.rpc import (
+    error_details_pb2,  # noqa: F401  registers the details a status may carry
+    status_pb2,
+)
+from sqlalchemy import Select, and_, func, select
+from sqlalchemy.orm import Session
+from stillhouse.common.v1 import items_pb2
+from stillhouse.gateway.v1 import jobs_pb2 as pb
+
+from services.common import names
+from services.common.errors import InvalidInput, NotFound
+from services.gateway.datasets.records import to_timestamp
+from services.gateway.paging import Page
+from services.gateway.store import JobEventRow, JobRow, Store, answered, record
+
+FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+_METHOD = "CreateDistillationJob"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: the job's state and stages at that moment, and a sentence for people."""
+
+    seq: int
+    time: float
+    state: str
+    message: str
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    eta_s: float = 0.0
+
+
+def name_of(row: JobRow) -> str:
+    """Return the resource name."""
+    return names.join(row.project, "distillationJobs", row.job_id)
+
+
+def create(store: Store, request: pb.CreateDistillationJobRequest) -> tuple[JobRow, bool]:
+    """Insert a QUEUED job; return (row, whether it is new).
+
+    The same `request_id` with the same body returns the row already there. Raises InvalidInput.
+    """
+    kind = str(request.job.WhichOneof("spec"))
+    spec = pb.DistillationJob()
+    getattr(spec, kind).CopyFrom(getattr(request.job, kind))
+    body = request.SerializeToString(deterministic=True)
+    with store.write() as session:
+        key = (request.project, request.request_id, _METHOD, body)
+        if (old := answered(session, *key)) is not None:
+            return session.get_one(JobRow, int(old)), False
+        row = JobRow(
+            project=request.project,
+            job_id=f"{kind.replace('_', '-')}-{uuid.uuid4().hex[:12]}",
+            state="QUEUED",
+            spec_json=json_format.MessageToJson(spec, indent=None),
+            request_id=request.request_id,
+        )
+        session.add(row)
+        session.flush()
+        record(session, *key, response=str(row.pk).encode())
+        _append(session, row, "waiting for a free worker", None, 0.0)
+    return row, True
+
+
+def get(store: Store, project: str, job_id: str) -> JobRow:
+    """Return a job's row. Raises NotFound."""
+    with store.read() as session:
+        row = session.scalars(_select(project, job_id)).first()
+    if row is None:
+        name = names.join(project, "distillationJobs", job_id)
+        raise NotFound(f"there is no job {name}", resource=name)
+    return row
+
+
+def list_page(store: Store, project: str, page: Page) -> tuple[list[JobRow], str]:
+    """Return one page of a project's jobs, newest first, and the next page's token."""
+    query = select(JobRow).where(JobRow.project == project)
+    if page.position:
+        query = query.where(JobRow.pk < page.position)
+    with store.read() as session:
+        rows = session.scalars(query.order_by(JobRow.pk.desc()).limit(page.size + 1)).all()
+    return page.cut(rows, [row.pk for row in rows])
+
+
+def unfinished(store: Store) -> list[JobRow]:
+    """Return the jobs that have not ended, oldest first."""
+    query = select(JobRow).where(JobRow.state.not_in(FINAL)).order_by(JobRow.pk)
+    with store.read() as session:
+        return list(session.scalars(query))
+
+
+def note(store: Store, pk: int, **values: str) -> None:
+    """Add values to what a job has made, such as the training run it waits for."""
+    with store.write() as session:
+        row = session.get_one(JobRow, pk, with_for_update=True)
+        row.result_json = json.dumps(json.loads(row.result_json) | values)
+
+
+def append(
+    store: Store,
+    pk: int,
+    message: str,
+    *,
+    state: str = "",
+    stages: Sequence[dict[str, Any]] | None = None,
+    eta_s: float = 0.0,
+    error: status_pb2.Status | None = None,
+    result: dict[str, str] | None = None,
+) -> bool:
+    """Add an event, and move the job to `state` where one is given; stages default to the last.
+
+    Returns False, and does nothing, where the job has ended, or is being cancelled and `state` is
+    not the end of that.
+    """
+    with store.write() as session:
+        row = session.get_one(JobRow, pk, with_for_update=True)
+        if row.state in FINAL or (row.state == "CANCELLING" and state != "CANCELLED"):
+            return False
+        if error is not None:
+            row.error = json_format.MessageToJson(error, indent=None)
+        if result is not None:
+            row.result_json = json.dumps(json.loads(row.result_json) | result)
+        if state:
+            row.state = state
+            row.ended = time.time() if state in FINAL else None
+        _append(session, row, message, stages, eta_s)
+    return True
+
+
+def events(store: Store, pk: int, after: int) -> list[Event]:
+    """Return a job's events after sequence number `after`, in order."""
+    query = select(JobEventRow).where(JobEventRow.job_pk == pk, JobEventRow.seq > after)
+    with store.read() as session:
+        return [_event(row) for row in session.scalars(query.order_by(JobEventRow.seq))]
+
+
+def last_event(store: Store, pk: int) -> Event | None:
+    """Return a job's newest event."""
+    with store.read() as session:
+        row = _last(session, pk)
+    return None if row is None else _event(row)
+
+
+def last_events(store: Store, pks: Sequence[int]) -> dict[int, Event]:
+    """Return the newest event of each job, in one query."""
+    newest = (
+        select(JobEventRow.job_pk, func.max(JobEventRow.seq).label("seq"))
+        .where(JobEventRow.job_pk.in_(pks))
+        .group_by(JobEventRow.job_pk)
+        .subquery()
+    )
+    query = select(JobEventRow).join(
+        newest, and_(JobEventRow.job_pk == newest.c.job_pk, JobEventRow.seq == newest.c.seq)
+    )
+    with store.read() as session:
+        return {row.job_pk: _event(row) for row in session.scalars(query)}
+
+
+def heads(store: Store, pks: Sequence[int]) -> dict[int, int]:
+    """Return the newest sequence number of each job."""
+    query = (
+        select(JobEventRow.job_pk, func.max(JobEventRow.seq))
+        .where(JobEventRow.job_pk.in_(pks))
+        .group_by(JobEventRow.job_pk)
+    )
+    with store.read() as session:
+        return {pk: seq for pk, seq in session.execute(query)}
+
+
+def spec_of(row: JobRow) -> pb.DistillationJob:
+    """Return the message with the job's `spec` alone."""
+    return json_format.Parse(row.spec_json, pb.DistillationJob())
+
+
+def to_message(row: JobRow, event: Event | None) -> pb.DistillationJob:
+    """Return a job as it was at `event`; the outcome is shown only where that is the end."""
+    job = spec_of(row)
+    job.name = name_of(row)
+    job.create_time.CopyFrom(to_timestamp(row.created))
+    state = row.state if event is None else event.state
+    job.state = pb.JobState.Value(f"JOB_STATE_{state}")
+    if event is not None:
+        job.stages.extend(json_format.ParseDict(one, pb.JobStage()) for one in event.stages)
+        job.eta_s = event.eta_s
+    if state in FINAL and row.state == state:
+        _add_outcome(job, row)
+    return job
+
+
+def resume_after(token: str) -> int:
+    """Return the sequence number that a resume token stands for. Raises InvalidInput."""
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdecimal() and len(token) < 16):
+        raise InvalidInput("resume_token: is not one of ours", field="resume_token")
+    return int(token)
+
+
+def _add_outcome(job: pb.DistillationJob, row: JobRow) -> None:
+    if row.error:
+        json_format.Parse(row.error, job.error)
+    if row.ended is not None:
+        job.end_time.CopyFrom(to_timestamp(row.ended))
+    result = json.loads(row.result_json)
+    job.student_version = result.get("student_version", "")
+    job.model = result.get("model", "")
+    if result.get("report"):
+        job.report.CopyFrom(items_pb2.BlobRef(digest=result["report"]))
+
+
+def _append(
+    session: Session,
+    row: JobRow,
+    message: str,
+    stages: Sequence[dict[str, Any]] | None,
+    eta_s: float,
+) -> None:
+    """Add an event; the caller holds the job's row lock, so sequences have no gaps."""
+    last = _last(session, row.pk)
+    if stages is None:
+        stages = [] if last is None else _event(last).stages
+    payload = {"state": row.state, "message": message, "stages": stages, "eta_s": round(eta_s, 1)}
+    session.add(
+        JobEventRow(
+            job_pk=row.pk,
+            seq=1 if last is None else last.seq + 1,
+            payload_json=json.dumps(payload),
+        )
+    )
+    session.flush()
+
+
+def _last(session: Session, pk: int) -> JobEventRow | None:
+    query = select(JobEventRow).where(JobEventRow.job_pk == pk)
+    return session.scalars(query.order_by(JobEventRow.seq.desc()).limit(1)).first()
+
+
+def _event(row: JobEventRow) -> Event:
+    raw = json.loads(row.payload_json)
+    return Event(row.seq, row.time, raw["state"], raw["message"], raw["stages"], raw["eta_s"])
+
+
+def _select(project: str, job_id: str) -> Select[JobRow]:
+    return select(JobRow).where(JobRow.project == project, JobRow.job_id == job_id)

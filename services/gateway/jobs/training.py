@@ -1,0 +1,107 @@
+"""Training runs at the student service: started once, followed across restarts of either side."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+import grpc.aio
+from stillhouse.student.v1 import student_pb2
+
+from services.common.channels import to_error
+from services.common.errors import (
+    Internal,
+    NotFound,
+    Overloaded,
+    PeerUnavailable,
+    from_status,
+)
+from services.gateway.jobs.job import Job
+from services.gateway.jobs.plans import Trained
+from services.gateway.keys import stage_ref
+
+
+async def train(job: Job, request: student_pb2.TrainRequest) -> Trained:
+    """Run a recipe to its end, or find what it made before. Raises what the run failed with.
+
+    The run's id comes from the job and the recipe, so whoever asks again attaches to it.
+    """
+    recipe = request.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(recipe).hexdigest()
+    ref = stage_ref("fit", {"recipe": digest})
+    found = await asyncio.to_thread(_find, job, ref)
+    if found is not None:
+        await job.progress.say("fit: found from an earlier job")
+        return found
+    request.project = job.project
+    request.run_id = f"{job.job_id}-{digest[:32]}"
+    await job.note(run_id=request.run_id)
+    result = await _follow(job, request)
+    trained = Trained(blobs=_digests(result))
+    data = json.dumps(trained, sort_keys=True).encode()
+    await asyncio.to_thread(job.tools.blobs.put_ref, job.project, ref, data)
+    return trained
+
+
+async def _follow(job: Job, request: student_pb2.TrainRequest) -> student_pb2.TrainResult:
+    """Follow the run's events; a stream that breaks is taken up after the last event seen.
+
+    Gives up only where nothing at all came for `give_up_s`.
+    """
+
+    async def attempt() -> student_pb2.TrainResult:
+        try:
+            async for event in job.tools.peers.student.Train(request):
+                request.after_sequence = max(request.after_sequence, event.sequence)
+                kind = event.WhichOneof("event")
+                if kind == "result":
+                    return event.result
+                if kind == "error":
+                    raise from_status(event.error)
+                await _tell(job, event.progress)
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+        raise PeerUnavailable("the stream of the training run ended early")
+
+    while True:
+        before = request.after_sequence
+        try:
+            return await job.tools.peers.persist(attempt, what="training")
+        except (PeerUnavailable, Overloaded):
+            if request.after_sequence == before:
+                raise
+
+
+async def _tell(job: Job, progress: student_pb2.TrainProgress) -> None:
+    await job.progress.update(
+        "fit",
+        done=progress.done,
+        total=progress.total,
+        unit="steps",
+        detail=progress.stage,
+    )
+
+
+def _digests(result: student_pb2.TrainResult) -> dict[str, str]:
+    kind = result.WhichOneof("outcome")
+    if kind == "concept":
+        made = result.concept
+        return {
+            "weights": made.student.weights_digest,
+            "card": made.student.card_digest,
+            "report": made.report.digest,
+        }
+    if kind == "linear_head":
+        return {"head": result.linear_head.head.digest, "card": result.linear_head.card.digest}
+    raise Internal("the training run ended without a result")
+
+
+def _find(job: Job, ref: str) -> Trained | None:
+    try:
+        kept = json.loads(job.tools.blobs.get_ref(job.project, ref))
+        blobs = {str(name): str(digest) for name, digest in kept["blobs"].items()}
+    except (NotFound, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    exist = all(job.tools.blobs.exists(job.project, digest) for digest in blobs.values())
+    return Trained(blobs=blobs) if blobs and exist else None

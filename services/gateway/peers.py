@@ -1,0 +1,83 @@
+"""The services the gateway calls: channels, stubs and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc.aio
+from stillhouse.concepts.v1 import concepts_pb2_grpc
+from stillhouse.student.v1 import student_pb2_grpc
+from stillhouse.teacher.v1 import teacher_pb2_grpc
+
+from services.common.channels import call, open_channel, retrying
+from services.gateway.settings import GatewaySettings
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Stubs of the three services, and how long to wait for them."""
+
+    teacher: teacher_pb2_grpc.TeacherServiceStub
+    concepts: concepts_pb2_grpc.ConceptsServiceStub
+    student: student_pb2_grpc.StudentServiceStub
+    channels: tuple[grpc.aio.Channel, ...]
+    timeout_s: float
+    shard_timeout_s: float
+    give_up_s: float
+    max_message_bytes: int
+
+    @classmethod
+    def connect(cls, settings: GatewaySettings) -> Peers:
+        """Open the channels; a service that is away is waited for by the calls, not here."""
+        teacher, concepts, student = (
+            open_channel(address, max_message_bytes=settings.max_message_bytes)
+            for address in (
+                settings.teacher_address,
+                settings.concepts_address,
+                settings.student_address,
+            )
+        )
+        return cls(
+            teacher=teacher_pb2_grpc.TeacherServiceStub(teacher),
+            concepts=concepts_pb2_grpc.ConceptsServiceStub(concepts),
+            student=student_pb2_grpc.StudentServiceStub(student),
+            channels=(teacher, concepts, student),
+            timeout_s=settings.peer_timeout_s,
+            shard_timeout_s=settings.shard_timeout_s,
+            give_up_s=settings.give_up_s,
+            max_message_bytes=settings.max_message_bytes,
+        )
+
+    async def ask(
+        self, method: Callable[..., Awaitable[R]], request: Any, *, timeout_s: float = 0.0
+    ) -> R:
+        """Call once; an online caller decides itself whether to try again. Raises
+        StillhouseError."""
+        return await call(method, request, timeout_s=timeout_s or self.timeout_s)
+
+    async def insist(
+        self,
+        method: Callable[..., Awaitable[R]],
+        request: Any,
+        *,
+        what: str,
+        timeout_s: float = 0.0,
+    ) -> R:
+        """Call until it answers: a service that is killed and comes back only delays a job.
+
+        Raises PeerUnavailable or Overloaded after `give_up_s`, other StillhouseErrors at once.
+        """
+        return await self.persist(lambda: self.ask(method, request, timeout_s=timeout_s), what=what)
+
+    async def persist(self, attempt: Callable[[], Awaitable[R]], *, what: str) -> R:
+        """Run `attempt` until no service is away or overloaded in it, for `give_up_s` at most."""
+        return await retrying(attempt, give_up_s=self.give_up_s, what=what)
+
+    async def close(self) -> None:
+        """Close the channels."""
+        await asyncio.gather(*(channel.close(grace=None) for channel in self.channels))

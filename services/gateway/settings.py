@@ -1,0 +1,57 @@
+"""Settings of the gateway: `GATEWAY_*` in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """What every service has, on port 7100, with the gateway's stores and peers."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_prefix="GATEWAY_"
+    )
+
+    port: int = Field(7100, ge=0, le=65535)
+    """Port to listen on; 0 lets the system choose and prints it."""
+    database_url: str = "sqlite:///.stillhouse/gateway.db"
+    """SQLAlchemy URL of the tables: `sqlite:///path`, or `postgresql+psycopg://...`, which several
+    gateways may share. On SQLite the workflow engine keeps its own file beside it."""
+    redis_url: str = ""
+    """`redis://...` or `unix://path` of the embedding cache; empty works without one."""
+    teacher_address: str = "127.0.0.1:7101"
+    """Where TeacherService is: `host:port`, or `dns:///name:port` for several replicas."""
+    concepts_address: str = "127.0.0.1:7102"
+    """Where ConceptsService is."""
+    student_address: str = "127.0.0.1:7103"
+    """Where StudentService is."""
+    executor_id: str = "gateway-0"
+    """Stable name of this replica: a gateway that starts takes up the jobs of its name."""
+    max_jobs: int = Field(2, ge=1)
+    """Jobs that run at a time in this gateway; further ones wait in the queue."""
+    max_project_jobs: int = Field(2, ge=1)
+    """Jobs of one project that run at a time in this gateway, so that no project starves others."""
+    shards_in_flight: int = Field(2, ge=1)
+    """Shards of a stage that are asked for at a time: one computes, one is on its way."""
+    peer_timeout_s: float = Field(60.0, gt=0)
+    """Deadline of an ordinary call to another service."""
+    shard_timeout_s: float = Field(600.0, gt=0)
+    """Deadline of a shard: a cold model may have to load first."""
+    give_up_s: float = Field(600.0, gt=0)
+    """How long a job waits for a service that is away before it fails."""
+    cache_timeout_s: float = Field(0.5, gt=0)
+    """Longest wait for Redis; slower than this counts as a miss."""
+    heartbeat_s: float = Field(5.0, gt=0)
+    """Seconds between signs of life on a shared database; after six without one another gateway
+    takes over this one's jobs."""
+    cache_dir: Path = Path.home() / ".cache" / "stillhouse"
+    """Folder of fetched example data, outside any source tree."""
+    catalogue: Path | None = None
+    """TOML file with model and data entries of your own, beside the built-in ones."""
+    file_roots: tuple[Path, ...] = ()
+    """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""

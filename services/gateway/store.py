@@ -1,0 +1,286 @@
+"""The gateway's tables: datasets, students with their versions and events, jobs, and answered
+requests.
+
+SQLite (one file, write-ahead log) on one host, PostgreSQL by URL for several gateways. Rows are
+small: images,
+manifests, weights and reports lie in the blob store and are named here by digest. Calls block, so
+servicers run
+them by `asyncio.to_thread`. Rows read in a transaction stay readable after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Double,
+    Engine,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from services.common.errors import InvalidInput
+
+R = TypeVar("R")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_BUSY_S = 30
+_ATTEMPTS = 3
+_PK = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Base of the tables. Times are seconds since 1970 (UTC); `*_json` columns hold JSON text."""
+
+
+class DatasetRow(Base):
+    """A dataset; `result_json` is the `Dataset` message's output (classes, counts, rejected
+    items)."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (UniqueConstraint("project", "dataset_id"),)
+
+    pk: Mapped[int] = mapped_column(_PK, primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), index=True)
+    dataset_id: Mapped[str] = mapped_column(String(63))
+    state: Mapped[str] = mapped_column(String(16))
+    """CREATING, READY or FAILED."""
+    source_json: Mapped[str] = mapped_column(Text)
+    item_count: Mapped[int] = mapped_column(default=0)
+    manifest_digest: Mapped[str] = mapped_column(String(64), default="")
+    result_json: Mapped[str] = mapped_column(Text, default="{}")
+    created: Mapped[float] = mapped_column(Double, default=time.time)
+
+
+class StudentRow(Base):
+    """A student: `head` is the version that edits apply to, `promoted` the one that Predict
+    serves."""
+
+    __tablename__ = "students"
+    __table_args__ = (UniqueConstraint("project", "student_id"),)
+
+    pk: Mapped[int] = mapped_column(_PK, primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), index=True)
+    student_id: Mapped[str] = mapped_column(String(63))
+    head: Mapped[int]
+    promoted: Mapped[int]
+    previous: Mapped[int] = mapped_column(default=0)
+    """Version that was promoted before; 0 where there was none."""
+    dataset: Mapped[str] = mapped_column(Text)
+    teacher: Mapped[str] = mapped_column(Text)
+    encoder: Mapped[str] = mapped_column(Text)
+    classes_json: Mapped[str] = mapped_column(Text)
+    created: Mapped[float] = mapped_column(Double, default=time.time)
+
+
+class VersionRow(Base):
+    """One immutable version. `parent` is 0 for a job's; `job` is empty for a tuned one."""
+
+    __tablename__ = "student_versions"
+
+    student_pk: Mapped[int] = mapped_column(ForeignKey("students.pk"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    parent: Mapped[int] = mapped_column(default=0)
+    job: Mapped[str] = mapped_column(Text, default="", index=True)
+    weights_digest: Mapped[str] = mapped_column(String(64))
+    card_digest: Mapped[str] = mapped_column(String(64))
+    report_digest: Mapped[str] = mapped_column(String(64), default="")
+    effects_json: Mapped[str] = mapped_column(Text, default="[]")
+    changes_json: Mapped[str] = mapped_column(Text, default="[]")
+    created: Mapped[float] = mapped_column(Double, default=time.time)
+
+
+class StudentEventRow(Base):
+    """Something that was done to a student; `sequence` counts from 1 without gaps."""
+
+    __tablename__ = "student_events"
+
+    student_pk: Mapped[int] = mapped_column(ForeignKey("students.pk"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    version: Mapped[int]
+    description: Mapped[str] = mapped_column(Text)
+    effects_json: Mapped[str] = mapped_column(Text, default="[]")
+    changes_json: Mapped[str] = mapped_column(Text, default="[]")
+    created: Mapped[float] = mapped_column(Double, default=time.time)
+
+
+class JobRow(Base):
+    """A distillation job as its callers see it; the workflow engine keeps its own tables."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (UniqueConstraint("project", "job_id"),)
+
+    pk: Mapped[int] = mapped_column(_PK, primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), index=True)
+    job_id: Mapped[str] = mapped_column(String(63))
+    state: Mapped[str] = mapped_column(String(16))
+    """QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLING or CANCELLED."""
+    spec_json: Mapped[str] = mapped_column(Text)
+    request_id: Mapped[str] = mapped_column(String(128), default="")
+    created: Mapped[float] = mapped_column(Double, default=time.time)
+    ended: Mapped[float | None] = mapped_column(Double, default=None)
+    error: Mapped[str] = mapped_column(Text, default="")
+    result_json: Mapped[str] = mapped_column(Text, default="{}")
+
+
+class JobEventRow(Base):
+    """One event of a job; `seq` counts from 1 without gaps and is the resume token."""
+
+    __tablename__ = "job_events"
+
+    job_pk: Mapped[int] = mapped_column(ForeignKey("jobs.pk"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[float] = mapped_column(Double, default=time.time)
+    payload_json: Mapped[str] = mapped_column(Text)
+
+
+class RequestRow(Base):
+    """The answer of a mutating call, so that a repeated call gets the same one."""
+
+    __tablename__ = "request_ids"
+
+    project: Mapped[str] = mapped_column(String(63), primary_key=True)
+    request_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    method: Mapped[str] = mapped_column(String(64))
+    body_digest: Mapped[str] = mapped_column(String(64))
+    response: Mapped[bytes] = mapped_column(LargeBinary)
+    created: Mapped[float] = mapped_column(Double, default=time.time)
+
+
+class Store:
+    """The tables in one database. Thread-safe; blocking.
+
+    `url` is a SQLAlchemy URL: `sqlite:///path` or `postgresql+psycopg://...`. Missing tables are
+    made.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._engine = _engine(url)
+        self._writing = self._engine.execution_options(writing=True)
+        with self._writing.begin() as connection:
+            if not self._sqlite:  # two gateways that start at once would both create the tables
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7100)")
+            Base.metadata.create_all(connection)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that reads one consistent state."""
+        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that commits at its end, or rolls back where the block raises.
+
+        SQLite takes its write lock at the start, so that two writers wait instead of failing; on
+        PostgreSQL
+        lock the row that a decision rests on by `with_for_update()`.
+        """
+        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def change(self, work: Callable[[Session], R]) -> R:
+        """Run `work` in a writing transaction, again where another writer was first.
+
+        On PostgreSQL two transactions can insert the same key; the second then starts over and
+        finds
+        what the first one wrote. `work` must do nothing but use the session.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                with self.write() as session:
+                    return work(session)
+            except IntegrityError:
+                continue
+        with self.write() as session:
+            return work(session)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def answered(
+    session: Session, project: str, request_id: str, method: str, body: bytes
+) -> bytes | None:
+    """Return the stored answer of an earlier call with this `request_id`, None where there is none.
+
+    Raises InvalidInput where the id was used for another method or another body, or is malformed.
+    """
+    if not request_id:
+        return None
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidInput(
+            "request_id: use 1 to 128 letters, digits, '.', '_' or '-'; a UUID is best",
+            field="request_id",
+        )
+    row = session.get(RequestRow, (project, request_id))
+    if row is None:
+        return None
+    if (row.method, row.body_digest) != (method, hashlib.sha256(body).hexdigest()):
+        raise InvalidInput(
+            f"request_id {request_id} was used for another request ({row.method}); "
+            "take a new one for a new request",
+            field="request_id",
+        )
+    return row.response
+
+
+def record(
+    session: Session, project: str, request_id: str, method: str, body: bytes, response: bytes
+) -> None:
+    """Store a call's answer in the transaction that does its work; an empty `request_id` stores
+    nothing."""
+    if request_id:
+        session.add(
+            RequestRow(
+                project=project,
+                request_id=request_id,
+                method=method,
+                body_digest=hashlib.sha256(body).hexdigest(),
+                response=response,
+            )
+        )
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, connect_args={"timeout": _BUSY_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    """Write-ahead log, and our own BEGIN: the driver's late one makes two writers fail each
+    other."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

@@ -1,0 +1,56 @@
+"""What a worker trains: one function per kind of recipe, and the phases that a restart skips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stillhouse.student.v1 import student_pb2
+
+from services.common.blobs import BlobStore
+from services.common.errors import InvalidInput
+from services.common.tensors import Array
+from services.student.rundir import Writer
+
+Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run in progress: where it reads and writes, and whom it tells."""
+
+    project: str
+    blobs: BlobStore
+    writer: Writer
+    ring: Callable[[], None]
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Tell how far the run is. Raises Fenced where another worker has taken over."""
+        self.writer.progress(stage, done, total)
+        self.ring()
+
+    def phase(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays of a phase: from the checkpoint where a worker has finished it, else computed.
+
+        What is computed is read back like what was stored, so that both ways give the same bits.
+        """
+        found = self.writer.load(name)
+        if found is None:
+            found = compute()
+            self.writer.save(name, found)
+        return found
+
+
+def train(training: Training, request: student_pb2.TrainRequest) -> student_pb2.TrainResult:
+    """Train what the request asks for. Raises StillhouseError."""
+    kind = request.WhichOneof("recipe")
+    if kind == "concept":
+        from services.student.concept_recipe import fit_concept_student
+
+        concept = fit_concept_student(training, request.concept)
+        return student_pb2.TrainResult(concept=concept)
+    if kind == "linear_head":
+        from services.student.head_recipe import fit_linear_head
+
+        return student_pb2.TrainResult(linear_head=fit_linear_head(training, request.linear_head))
+    raise InvalidInput("recipe: one of concept, linear_head is required", field="recipe")

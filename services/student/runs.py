@@ -1,0 +1,231 @@
+"""Supervises training runs: one child process each, restarted once when a signal kills it.
+
+A run belongs to its folder, not to a call: leaving the stream does not stop it, and after a crash
+of the worker or of this service the next Train with its run id resumes it from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from google.rpc import code_pb2, status_pb2
+from stillhouse.student.v1 import student_pb2
+
+from services.common import logs
+from services.common.errors import Cancelled, Internal, Overloaded, PeerUnavailable
+from services.student.rundir import RunDir, Writer
+from services.student.settings import StudentSettings
+
+_log = logs.get(__name__)
+_ATTEMPTS = 2
+_FINAL = (code_pb2.INVALID_ARGUMENT, code_pb2.FAILED_PRECONDITION)
+"""Errors that the same recipe gives again, so that a further Train replays them."""
+
+
+class Run:
+    """A run whose worker this process supervises."""
+
+    def __init__(self, folder: RunDir) -> None:
+        self.folder = folder
+        self.process: asyncio.subprocess.Process | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.stopping = False
+        self._news = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will be written any more."""
+        return self.task is not None and self.task.done()
+
+    def ring(self) -> None:
+        """Wake everyone who follows the run."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def news(self) -> asyncio.Event:
+        """The event that the next `ring` sets; take it before reading."""
+        return self._news
+
+
+class RunManager:
+    """The runs of this process. Use from one event loop."""
+
+    def __init__(self, settings: StudentSettings) -> None:
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.max_runs)
+        self._live: dict[Path, Run] = {}
+        self._closing = False
+
+    async def train(
+        self, recipe: student_pb2.TrainRequest, after: int
+    ) -> AsyncIterator[student_pb2.TrainResponse]:
+        """Start, resume or attach to a run, and yield its events after sequence number `after`.
+
+        The last event, result or error, always comes. Raises InvalidInput, Precondition for another
+        recipe under the same id, Overloaded, PeerUnavailable where the service stops meanwhile.
+        """
+        folder = RunDir.of(self._settings.runs_dir, recipe.project, recipe.run_id)
+        await asyncio.to_thread(folder.create, recipe)
+        run = self._live.get(folder.path)
+        if run is None and not _is_final(await asyncio.to_thread(folder.outcome)):
+            run = self._start(folder)
+        async for event in _follow(folder, run, after):
+            yield event
+
+    async def stop(self, project: str, run_id: str) -> bool:
+        """Stop a run: SIGTERM, then SIGKILL. Returns whether one was running."""
+        folder = RunDir.of(self._settings.runs_dir, project, run_id)
+        run = self._live.get(folder.path)
+        if run is None or run.task is None:
+            return False
+        run.stopping = True
+        if run.process is None:
+            run.task.cancel()  # it waits for a slot
+        else:
+            await self._terminate(run.process)
+        await asyncio.wait([run.task])
+        return True
+
+    async def close(self) -> None:
+        """End all workers without an outcome: their runs resume when asked for again."""
+        self._closing = True
+        for run in list(self._live.values()):
+            if run.process is not None:
+                await self._terminate(run.process)
+            if run.task is not None:
+                run.task.cancel()
+                await asyncio.wait([run.task])
+
+    def _start(self, folder: RunDir) -> Run:
+        if self._closing:
+            raise PeerUnavailable("the service is shutting down")
+        if folder.path in self._live:  # another call was quicker while we looked at the files
+            return self._live[folder.path]
+        limit = self._settings.max_runs + self._settings.max_waiting_runs
+        if len(self._live) >= limit:
+            raise Overloaded(f"{len(self._live)} runs are queued; the limit is {limit}")
+        run = self._live[folder.path] = Run(folder)
+        run.task = asyncio.create_task(self._supervise(run), name=f"run {folder.path.name}")
+        return run
+
+    async def _supervise(self, run: Run) -> None:
+        try:
+            writer = await asyncio.to_thread(run.folder.next_writer)
+            if self._slots.locked():
+                await asyncio.to_thread(writer.progress, "waiting for a free slot", 0, 0)
+                run.ring()
+            async with self._slots:
+                await self._attempts(run)
+        except asyncio.CancelledError:
+            if run.stopping:
+                await self._fail(run, Cancelled("the run was stopped").to_status())
+        except Exception as error:
+            _log.error("run cannot be supervised", run=str(run.folder.path), exc_info=error)
+            await self._fail(run, Internal("the run could not be started").to_status())
+        finally:
+            self._live.pop(run.folder.path, None)
+            asyncio.get_running_loop().call_soon(run.ring)
+
+    async def _attempts(self, run: Run) -> None:
+        code = 0
+        for attempt in range(1, _ATTEMPTS + 1):
+            writer = await asyncio.to_thread(run.folder.next_writer)
+            code = await self._work(run, writer)
+            if await asyncio.to_thread(run.folder.outcome) is not None or self._closing:
+                return
+            if run.stopping:
+                await self._fail(run, Cancelled("the run was stopped").to_status())
+                return
+            _log.warning("worker ended early", run=run.folder.path.name, code=code, attempt=attempt)
+            if code >= 0:
+                break
+        await self._fail(run, _early_end(code).to_status())
+
+    async def _work(self, run: Run, writer: Writer) -> int:
+        """Run one worker to its end; each byte on its standard output says that there is news."""
+        run.process = await asyncio.create_subprocess_exec(
+            *self._command(run.folder, writer.epoch),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=self._environment(),
+        )
+        assert run.process.stdout is not None
+        if run.stopping:  # asked for while the process was being made
+            run.process.kill()
+        try:
+            while await run.process.stdout.read(256):
+                run.ring()
+            return await run.process.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                run.process.kill()
+            run.process = None
+
+    def _command(self, folder: RunDir, epoch: int) -> list[str]:
+        settings = self._settings
+        return [
+            *(sys.executable, "-m", "services.student.worker", str(folder.path.absolute())),
+            *("--epoch", str(epoch), "--parent", str(os.getpid())),
+            *("--blob-url", settings.blob_url, "--threads", str(settings.threads)),
+            *("--log-level", settings.log_level, *(["--log-json"] if settings.log_json else [])),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        """A child's surroundings: the numerical libraries read their thread counts at import."""
+        threads = str(self._settings.threads)
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        return {**os.environ, **dict.fromkeys(names, threads)}
+
+    async def _terminate(self, process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), self._settings.stop_grace_s)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def _fail(self, run: Run, status: status_pb2.Status) -> None:
+        writer = await asyncio.to_thread(run.folder.next_writer)
+        await asyncio.to_thread(writer.finish, status)
+
+
+def _is_final(outcome: student_pb2.TrainResponse | None) -> bool:
+    if outcome is None:
+        return False
+    return outcome.WhichOneof("event") == "result" or outcome.error.code in _FINAL
+
+
+def _early_end(code: int) -> Internal:
+    if code >= 0:
+        return Internal(f"the worker ended with status {code} and no result; see the service's log")
+    name = signal.Signals(-code).name
+    hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+    return Internal(f"the worker was killed by {name}, {_ATTEMPTS} times{hint}")
+
+
+async def _follow(
+    folder: RunDir, run: Run | None, after: int
+) -> AsyncIterator[student_pb2.TrainResponse]:
+    offset = 0
+    while True:
+        over = run is None or run.ended
+        news = None if run is None else run.news()
+        events, offset = await asyncio.to_thread(folder.events, offset)
+        for event in events:
+            if event.sequence > after:
+                yield event
+        if over:
+            break
+        assert news is not None
+        await news.wait()
+    outcome = await asyncio.to_thread(folder.outcome)
+    if outcome is None:
+        raise PeerUnavailable("the service stopped while the run went on; call Train again")
+    yield outcome

@@ -1,0 +1,43 @@
+"""Settings of the student service: `STUDENT_*` in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.settings import ServiceSettings
+
+
+class StudentSettings(ServiceSettings):
+    """What every service has, on port 7103, and how training runs."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_prefix="STUDENT_"
+    )
+
+    port: int = Field(7103, ge=0, le=65535)
+    """Port to listen on; 0 lets the system choose and prints it."""
+    runs_dir: Path = Path(".stillhouse/runs")
+    """Folder of training runs: recipe, events, checkpoint and outcome of each."""
+    threads: int = Field(2, ge=1)
+    """Threads of the solver. Part of what decides the last bits of a student, so a fixed number
+    and not that of the machine's cores."""
+    max_runs: int = Field(2, ge=1)
+    """Training runs at a time; further ones wait."""
+    max_waiting_runs: int = Field(64, ge=0)
+    """Runs that may wait before Train is refused with RESOURCE_EXHAUSTED."""
+    stop_grace_s: float = Field(5.0, ge=0)
+    """Seconds a worker gets after SIGTERM before SIGKILL."""
+    owner_address: str = ""
+    """Address at which this very process is reached, told to callers of Train; empty means
+    `host:port`, or, where the system chose the port, nothing."""
+    cached_students: int = Field(32, ge=1)
+    """Students kept in memory."""
+    cached_tables: int = Field(8, ge=1)
+    """Presence tables of training data kept in memory, for Refit and Evaluate."""
+    max_concepts: int = Field(20_000, ge=1)
+    """Largest number of concepts of a recipe."""
+    max_edits: int = Field(64, ge=1)
+    """Largest number of edits in one Refit."""

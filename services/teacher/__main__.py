@@ -1,0 +1,54 @@
+"""Starts the teacher service: `python -m services.teacher`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import grpc.aio
+
+from services.common import logs, server
+from services.common.process import share_cores
+from services.teacher.settings import TeacherSettings
+
+
+def main() -> None:
+    """Build the service from its settings and serve until a signal."""
+    settings = TeacherSettings()
+    share_cores()
+    logs.configure("teacher", level=settings.log_level, json=settings.log_json)
+    asyncio.run(server.run(build(settings)))
+
+
+def build(settings: TeacherSettings) -> server.App:
+    """Return the service; torch is imported here, after logging is set up."""
+    from stillhouse.teacher.v1 import teacher_pb2_grpc
+
+    from services.common.blobs import BlobStore
+    from services.common.catalogue import load_catalogue
+    from services.teacher.registry import Registry
+    from services.teacher.servicer import TeacherServicer
+    from services.torch_common.threads import set_threads
+
+    set_threads(settings.threads)
+    blobs = BlobStore(settings.blob_url)
+    catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
+    servicer = TeacherServicer(settings, Registry(settings, catalogue, blobs), blobs)
+
+    def register(grpc_server: grpc.aio.Server) -> Sequence[str]:
+        teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, grpc_server)
+        return ["stillhouse.teacher.v1.TeacherService"]
+
+    return server.App(
+        service="teacher",
+        settings=settings,
+        register=register,
+        start=servicer.canary,
+        canary=servicer.canary,
+        stop=servicer.close,
+        device=settings.device,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Models by name: the catalogue's, and the heads that a project's jobs have trained; loaded when
+first asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.common.batching import Batcher
+from services.common.blobs import BlobStore
+from services.common.catalogue import Catalogue, ImageModel
+from services.common.errors import InvalidInput, NotFound
+from services.common.fetch import ensure
+from services.common.tensors import Array, unpack_arrays
+from services.teacher.backbones import load_classifier
+from services.teacher.models import ImageClassifier, Outputs, with_head
+from services.teacher.settings import TeacherSettings
+from services.torch_common.heads import LinearHead
+
+Row = tuple[Array, Array]
+"""One image's (logits [K] float32, features [D] float16)."""
+
+
+class RowMemory:
+    """Rows of job shards by image digest, least recently used forgotten first.
+
+    Several heads on one trunk are usually asked about the same images; the trunk then runs once.
+    Rows of online
+    calls are not kept: their last bits depend on the batch they ran in.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rows: OrderedDict[tuple[str, str], Row] = OrderedDict()
+
+    def get(self, project: str, digest: str) -> Row | None:
+        """Return an image's row, None where it is not remembered."""
+        row = self._rows.get((project, digest))
+        if row is not None:
+            self._rows.move_to_end((project, digest))
+        return row
+
+    def put(self, project: str, digest: str, row: Row) -> None:
+        """Remember a row."""
+        self._rows[(project, digest)] = row
+        while len(self._rows) > self._size:
+            self._rows.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A classifier with its queue. Models on the same trunk share the trunk's queue and its
+    remembered rows."""
+
+    classifier: ImageClassifier
+    batcher: Batcher[Tensor, Row]
+    remembered: RowMemory
+    licence: str
+    trunk: str
+    head: tuple[Array, Array] | None = None
+    """(weight [K, D], bias [K]) float32 of a head we trained; None answers with the trunk's own
+    logits."""
+    single_label: bool = True
+    cross_fitted: dict[str, Array] = field(default_factory=dict)
+    """Logits [K] by digest of the images a head was trained on, from the fold that did not see
+    them."""
+
+    def logits(self, row: Row) -> Array:
+        """Return [K] float32. A head reads features rounded to float16, whether remembered or
+        not."""
+        if self.head is None:
+            return row[0]
+        weight, bias = self.head
+        return np.asarray(weight @ row[1].astype(np.float32) + bias, np.float32)
+
+
+class Registry:
+    """Loads models off the event loop, each once, and keeps them."""
+
+    def __init__(self, settings: TeacherSettings, catalogue: Catalogue, blobs: BlobStore) -> None:
+        self._settings, self._catalogue, self._blobs = settings, catalogue, blobs
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._loaded: dict[tuple[str, str], ServedModel] = {}
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+
+    async def get(self, project: str, model_id: str) -> ServedModel:
+        """Return a model, loading it where needed. Raises NotFound."""
+        key = ("", model_id) if self._in_catalogue(model_id) else (project, model_id)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if key not in self._loaded:
+                await self._load(key)
+        return self._loaded[key]
+
+    def names(self, project: str) -> Iterator[tuple[str, str]]:
+        """Yield (model id, licence) of every image classifier the project can use. Blocking."""
+        for entry in self._catalogue:
+            if isinstance(entry, ImageModel):
+                yield entry.id, entry.licence
+        for model_id in self._blobs.list_refs(project, "models"):
+            yield model_id, ""
+
+    async def close(self) -> None:
+        """Stop every queue."""
+        await asyncio.gather(*(model.batcher.close() for model in self._loaded.values()))
+        self._executor.shutdown(wait=True)
+
+    def _in_catalogue(self, model_id: str) -> bool:
+        return model_id in self._catalogue
+
+    async def _load(self, key: tuple[str, str]) -> None:
+        project, model_id = key
+        if not project:
+            entry = self._catalogue.image_model(model_id)
+            classifier = await asyncio.to_thread(self._from_catalogue, entry)
+            self._loaded[key] = self._serve(classifier, entry.licence)
+            return
+        record = await asyncio.to_thread(self._record, project, model_id)
+        backbone = await self.get(project, str(record["backbone"]))
+        self._loaded[key] = await asyncio.to_thread(
+            self._with_head, project, model_id, record, backbone
+        )
+
+    def _serve(self, classifier: ImageClassifier, licence: str) -> ServedModel:
+        batcher: Batcher[Tensor, Row] = Batcher(
+            lambda items, size: _rows(classifier.forward_padded(items, size)),
+            self._executor,
+            name=classifier.id,
+            max_batch=self._settings.max_batch,
+            wait_ms=self._settings.batch_wait_ms,
+            max_queue=self._settings.max_queue_items,
+            shard_batch=self._settings.shard_batch,
+        )
+        memory = RowMemory(self._settings.remembered_rows)
+        return ServedModel(classifier, batcher, memory, licence, classifier.id)
+
+    def _from_catalogue(self, entry: ImageModel) -> ImageClassifier:
+        path = ensure(entry, self._settings.cache_dir)
+        return load_classifier(entry, path, self._settings.device)
+
+    def _record(self, project: str, model_id: str) -> dict[str, object]:
+        try:
+            record = json.loads(self._blobs.get_ref(project, f"models/{model_id}"))
+        except NotFound:
+            # The catalogue's own error names the nearest ids.
+            self._catalogue.get(model_id)
+            raise
+        if not isinstance(record, dict) or record.get("kind") != "linear_head":
+            raise InvalidInput(f"model {model_id}: its record is not understood", field="model")
+        return record
+
+    def _with_head(
+        self, project: str, model_id: str, record: dict[str, object], backbone: ServedModel
+    ) -> ServedModel:
+        if record.get("backbone_digest") != backbone.classifier.digest:
+            raise InvalidInput(
+                f"model {model_id} stands on another version of {backbone.trunk}; train it again",
+                field="model",
+            )
+        head_digest = str(record["head"])
+        arrays = unpack_arrays(self._blobs.get(project, head_digest), what="head")
+        classes = record["classes"]
+        if not {"weight", "bias"} <= set(arrays) or not isinstance(classes, list):
+            raise InvalidInput(f"model {model_id}: its head is not complete", field="model")
+        head = LinearHead(
+            torch.from_numpy(arrays["weight"].copy()),
+            torch.from_numpy(arrays["bias"].copy()),
+            tuple(str(name) for name in classes),
+        )
+        return replace(
+            backbone,
+            classifier=with_head(model_id, backbone.classifier, head, head_digest),
+            head=(arrays["weight"], arrays["bias"]),
+            single_label=bool(record.get("single_label", True)),
+            cross_fitted=_cross_fitted(arrays),
+        )
+
+
+def _rows(outputs: Outputs) -> list[Row]:
+    logits = outputs.logits.numpy()
+    features = outputs.features.numpy().astype(np.float16)
+    return list(zip(logits, features, strict=True))
+
+
+def _cross_fitted(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Logits by image digest, from `crossfit_digests` [n, 32] uint8 and `crossfit_logits` [n,
+    K]."""
+    if not {"crossfit_digests", "crossfit_logits"} <= set(arrays):
+        return {}
+    digests = [bytes(row).hex() for row in arrays["crossfit_digests"]]
+    return dict(zip(digests, arrays["crossfit_logits"].astype(np.float32), strict=True))

@@ -1,0 +1,75 @@
+"""Turn a decoded photo into a model's input tensor, exactly as timm's evaluation transform does."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from services.common.catalogue import InputSpec
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resize, centre crop and normalise. Hashable; its digest is part of a model's identity."""
+
+    size_px: int
+    """Edge of the square that the model sees."""
+    crop_pct: float = 1.0
+    """The resize goes to floor(size_px / crop_pct) before the crop."""
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mode: str = "center"
+    """center: the short edge is resized and the aspect ratio kept. squash: both edges are."""
+
+    @classmethod
+    def from_spec(cls, spec: InputSpec) -> Preprocessing:
+        """From a catalogue entry's input."""
+        return cls(**spec.model_dump())
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 hex of the parameters."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def pixels(self, image: Image.Image) -> Image.Image:
+        """The RGB square that the model sees, before normalising."""
+        scale = math.floor(self.size_px / self.crop_pct)
+        resized = image.resize(self._resized(image.size, scale), _FILTERS[self.interpolation])
+        left = round((resized.width - self.size_px) / 2.0)
+        top = round((resized.height - self.size_px) / 2.0)
+        return resized.crop((left, top, left + self.size_px, top + self.size_px))
+
+    def _resized(self, size: tuple[int, int], scale: int) -> tuple[int, int]:
+        width, height = size
+        if self.mode == "squash":
+            return scale, scale
+        if width <= height:
+            return scale, int(scale * height / width)
+        return int(scale * width / height), scale
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """fp32 [3, size, size] from an RGB image of any size. Raises ValueError for others."""
+        if image.mode != "RGB":
+            raise ValueError(f"an RGB image is needed, not {image.mode}")
+        array = np.array(self.pixels(image), dtype=np.uint8)
+        tensor = torch.from_numpy(array).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        return tensor.sub_(mean).div_(std)

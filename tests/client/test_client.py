@@ -1,0 +1,137 @@
+"""The clients: retries, reconnecting watches, batches within limits, the blocking twin."""
+
+from __future__ import annotations
+
+import inspect
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from stillhouse.common.v1 import info_pb2, items_pb2
+from stillhouse.gateway.v1 import jobs_pb2, students_pb2
+from stillhouse_client import AsyncClient, Client, images, names, sync, upload
+from stillhouse_client.errors import InvalidRequest, NobodyThere, NotFound
+
+from tests.client.fake_gateway import BATCH, World
+from tests.support import photo
+
+
+async def test_calls_are_repeated_while_the_server_is_away(gateway: World) -> None:
+    async with AsyncClient(gateway.address) as client:
+        await client.datasets.create("fruit", uri="builtin:fruit-fine")
+        gateway.away = 2
+        assert (await client.datasets.get("fruit")).item_count == 10
+        assert gateway.away == 0
+
+
+async def test_nobody_there_is_an_error_after_the_retries() -> None:
+    async with AsyncClient("127.0.0.1:1", retry_s=0.3) as client:
+        with pytest.raises(NobodyThere, match=r"127\.0\.0\.1:1"):
+            await client.students.list()
+
+
+async def test_errors_carry_the_resource(gateway: World) -> None:
+    async with AsyncClient(gateway.address) as client:
+        with pytest.raises(NotFound) as raised:
+            await client.students.get("nobody")
+    assert raised.value.fields["resource"] == "projects/default/students/nobody"
+
+
+async def test_a_broken_watch_goes_on_after_the_last_event(gateway: World) -> None:
+    async with AsyncClient(gateway.address) as client:
+        events = [event async for event in client.jobs.watch("job-1")]
+    assert [event.resume_token for event in events] == ["5", "10"]
+    tokens = [
+        call.resume_token
+        for call in gateway.calls
+        if isinstance(call, jobs_pb2.WatchDistillationJobRequest)
+    ]
+    assert tokens == ["", "5"]
+
+
+async def test_predict_keeps_to_the_servers_limits(gateway: World) -> None:
+    items = [items_pb2.ImageInput(item_id=str(i), data=photo(i)) for i in range(BATCH * 2 + 1)]
+    async with AsyncClient(gateway.address) as client:
+        found = [
+            result.item_id
+            async for response in client.students.predict("fruit", items)
+            for result in response.results
+        ]
+    assert found == [item.item_id for item in items]
+    sizes = [
+        len(call.items)
+        for call in gateway.calls
+        if isinstance(call, students_pb2.PredictImagesRequest)
+    ]
+    assert sizes == [BATCH, BATCH, 1]
+
+
+def test_batches_keep_to_message_bytes() -> None:
+    items = [items_pb2.ImageInput(data=bytes(300_000)) for _ in range(5)]
+    limits = info_pb2.Limits(max_batch_items=100, max_message_bytes=1 << 20)
+    assert [len(b) for b in images.batches(iter(items), limits)] == [1, 1, 1, 1, 1]
+    limits.max_message_bytes = 4 << 20
+    assert [len(b) for b in images.batches(iter(items), limits)] == [5]
+
+
+def test_the_blocking_client_does_the_same(gateway: World, tmp_path: Path) -> None:
+    with Client(gateway.address) as client:
+        assert client.info().service == "gateway"
+        assert [s.name for s in client.students.list()] == ["projects/default/students/fruit"]
+        assert [e.resume_token for e in client.jobs.watch("job-1")] == ["5", "10"]
+        assert client.jobs.wait("job-1").student_version
+        with pytest.raises(NotFound):
+            client.students.get("nobody")
+
+
+@pytest.mark.parametrize("name", ["Datasets", "Jobs", "Students", "Models", "Blobs"])
+def test_the_blocking_client_misses_nothing(name: str) -> None:
+    blocking = getattr(sync, name)
+    group = getattr(sync, f"Async{name}")
+    calls = {
+        n
+        for n, member in inspect.getmembers(group, inspect.isfunction)
+        if not n.startswith(("_", "full"))
+    }
+    assert calls == {n for n in vars(blocking) if not n.startswith("_")}
+
+
+def test_full_names_are_checked() -> None:
+    assert names.full("students", "fruit", project="p") == "projects/p/students/fruit"
+    assert names.full("students", "projects/q/students/f") == "projects/q/students/f"
+    with pytest.raises(InvalidRequest):
+        names.full("students", "projects/q/datasets/f")
+    assert names.version("fruit", "3") == "projects/default/students/fruit/versions/3"
+    assert names.slug("My Photos (2)") == "my-photos-2"
+    assert names.slug("2024") == "d-2024"
+
+
+def test_a_folder_becomes_a_tar_without_its_links(tmp_path: Path) -> None:
+    folder = tmp_path / "fruit"
+    (folder / "Ä pfel").mkdir(parents=True)
+    (folder / "Ä pfel" / "a.jpg").write_bytes(b"x" * 2_500_000)
+    (folder / "b.txt").write_bytes(b"")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "link.jpg").symlink_to(tmp_path / "secret")
+    seen: list[tuple[int, int]] = []
+    pieces = list(upload.chunks(folder, lambda sent, total: seen.append((sent, total))))
+    assert max(len(p) for p in pieces) <= upload.CHUNK_BYTES
+    assert seen[-1] == (2_500_000, 2_500_000)
+    with tarfile.open(fileobj=BytesIO(b"".join(pieces))) as archive:
+        sizes = {member.name: member.size for member in archive.getmembers()}
+    assert sizes == {"Ä pfel/a.jpg": 2_500_000, "b.txt": 0}
+
+
+def test_archives_are_sent_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar.gz"
+    path.write_bytes(b"whatever")
+    assert b"".join(upload.chunks(path)) == b"whatever"
+
+
+async def test_an_upload_arrives_whole(gateway: World, tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    path.write_bytes(bytes(range(256)) * 10_000)
+    async with AsyncClient(gateway.address) as client:
+        archive = await client.datasets.upload(path)
+        assert await client.blobs.read(archive.digest) == path.read_bytes()

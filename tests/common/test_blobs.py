@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+
+from services.common.blobs import BlobStore
+from services.common.errors import InvalidInput, NotFound
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(str(tmp_path / "store"))
+
+
+def test_a_blob_is_found_by_its_sha256(blobs: BlobStore) -> None:
+    digest = blobs.put("default", b"pear")
+    assert digest == hashlib.sha256(b"pear").hexdigest()
+    assert blobs.get("default", digest) == b"pear"
+    assert blobs.put("default", b"pear") == digest
+
+
+def test_projects_do_not_see_each_other(blobs: BlobStore) -> None:
+    digest = blobs.put("one", b"pear")
+    with pytest.raises(NotFound):
+        blobs.get("two", digest)
+    assert not blobs.exists("two", digest)
+
+
+def test_a_stream_is_stored_whole(blobs: BlobStore) -> None:
+    data = bytes(range(256)) * 10_000
+    digest, size = blobs.put_file("default", io.BytesIO(data))
+    assert (digest, size) == (hashlib.sha256(data).hexdigest(), len(data))
+    with blobs.open("default", digest) as stream:
+        assert stream.read() == data
+
+
+def test_a_damaged_blob_is_not_returned(blobs: BlobStore, tmp_path: Path) -> None:
+    digest = blobs.put("default", b"pear")
+    (found,) = (tmp_path / "store").rglob(digest)
+    found.write_bytes(b"peaR")
+    with pytest.raises(NotFound, match="damaged"):
+        blobs.get("default", digest)
+
+
+@pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "/x"])
+def test_only_digests_become_paths(blobs: BlobStore, digest: str) -> None:
+    with pytest.raises(InvalidInput):
+        blobs.get("default", digest)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a/../b", "", ".hidden", "a/b/c/d/e/f/g/h"])
+def test_only_plain_names_become_refs(blobs: BlobStore, name: str) -> None:
+    with pytest.raises(InvalidInput):
+        blobs.put_ref("default", name, b"{}")
+
+
+@pytest.mark.parametrize("project", ["", "..", "a/b", "Default", "x" * 64])
+def test_only_plain_projects_become_folders(blobs: BlobStore, project: str) -> None:
+    with pytest.raises(InvalidInput):
+        blobs.put(project, b"x")
+
+
+def test_refs_are_replaced_and_listed(blobs: BlobStore) -> None:
+    blobs.put_ref("default", "models/b", b"1")
+    blobs.put_ref("default", "models/a", b"1")
+    blobs.put_ref("default", "models/a", b"2")
+    assert blobs.get_ref("default", "models/a") == b"2"
+    assert list(blobs.list_refs("default", "models")) == ["a", "b"]
+    assert list(blobs.list_refs("other", "models")) == []
+    with pytest.raises(NotFound):
+        blobs.get_ref("default", "models/c")

@@ -1,0 +1,101 @@
+"""A real server in a real process: statuses, health, limits, and a drain on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from stillhouse.common.v1 import info_pb2, info_pb2_grpc
+from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
+
+SERVICE = """
+import asyncio, sys
+from services.common import errors, logs, server
+from services.common.settings import ServiceSettings
+from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
+
+class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
+    async def GetModel(self, request, context):
+        if request.name == "bug":
+            raise RuntimeError("secret inside")
+        if request.name == "full":
+            raise errors.Overloaded("queue is full", retry_after_s=1.5)
+        if request.name == "slow":
+            await asyncio.sleep(1.0)
+            return teacher_pb2.GetModelResponse(model=teacher_pb2.Model(name="slow"))
+        raise errors.InvalidInput("name: not good", field="name")
+
+def register(grpc_server):
+    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(Teacher(), grpc_server)
+    return ["stillhouse.teacher.v1.TeacherService"]
+
+logs.configure("test")
+settings = ServiceSettings(port=0, drain_s=5, canary_s=0.2)
+asyncio.run(server.run(server.App(service="teacher", settings=settings, register=register)))
+"""
+
+
+@contextmanager
+def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = subprocess.Popen([sys.executable, "-c", SERVICE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().split()[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _status(call: grpc.RpcError) -> tuple[int, list[str], str]:
+    status = rpc_status.from_call(call)
+    return status.code, [d.type_url.rsplit(".", 1)[1] for d in status.details], status.message
+
+
+def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
+    with running() as (_, address), grpc.insecure_channel(address) as channel:
+        stub = teacher_pb2_grpc.TeacherServiceStub(channel)
+        seen = {}
+        for name in ("bad", "full", "bug"):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.GetModel(teacher_pb2.GetModelRequest(name=name), timeout=10)
+            seen[name] = _status(caught.value)
+        assert seen["bad"][:2] == (3, ["ErrorInfo", "BadRequest"])
+        assert seen["full"][:2] == (8, ["ErrorInfo", "RetryInfo"])
+        assert seen["bug"][:2] == (13, ["ErrorInfo"])
+        assert "secret" not in seen["bug"][2]
+        assert "request id" in seen["bug"][2]
+        retry = error_details_pb2.RetryInfo()
+        assert retry.DESCRIPTOR.full_name == "google.rpc.RetryInfo"
+
+
+def test_health_follows_the_start_and_info_tells_the_limits() -> None:
+    with running() as (_, address), grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for _ in range(100):
+            status = health.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+            if status == health_pb2.HealthCheckResponse.SERVING:
+                break
+            asyncio.run(asyncio.sleep(0.05))
+        assert status == health_pb2.HealthCheckResponse.SERVING
+        info = info_pb2_grpc.InfoServiceStub(channel).GetInfo(info_pb2.GetInfoRequest(), timeout=5)
+        assert (info.service, info.limits.max_batch_items) == ("teacher", 256)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_running_calls(number: signal.Signals) -> None:
+    with running() as (process, address), grpc.insecure_channel(address) as channel:
+        stub = teacher_pb2_grpc.TeacherServiceStub(channel)
+        call = stub.GetModel.future(teacher_pb2.GetModelRequest(name="slow"), timeout=10)
+        asyncio.run(asyncio.sleep(0.4))
+        process.send_signal(number)
+        assert call.result().model.name == "slow"
+        assert process.wait(timeout=60) == 0

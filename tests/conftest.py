@@ -1,0 +1,7 @@
+"""Set up before any test module imports torch."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
