@@ -143,7 +143,8 @@ class Batcher(Generic[T, R]):
                 return
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
             except TimeoutError:
                 return
 

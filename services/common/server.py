@@ -1,8 +1,7 @@
 """Runs a gRPC server: health that follows a canary, reflection, interceptors, signals, drain.
 
 The usual `wait_for_termination` with `stop()` in a `finally` does not drain under asyncio: SIGTERM
-ends the
-process before it runs. So the first signal sets an event, health turns NOT_SERVING, and
+ends the process before it runs. So the first signal sets an event, health turns NOT_SERVING, and
 `stop(grace)` is awaited.
 """
 
@@ -39,10 +38,9 @@ class App:
     """What a service hands to `run`.
 
     `register` adds servicers to the server and returns their full names; `start` loads models
-    (health is
-    NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends
-    calls that would wait for ever, before the others get their time to finish; `stop` closes what
-    `start` opened.
+    (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
+    that would wait for ever, before the others get their time to finish; `stop` closes what `start`
+    opened.
     """
 
     service: str
@@ -92,8 +90,7 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
 
 
 async def run(app: App) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Prints `listening HOST:PORT` on standard
-    output."""
+    """Serve until SIGTERM or SIGINT, then drain. Prints `listening HOST:PORT` when bound."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,8 +145,10 @@ async def _set_health(checks: Any, names: Sequence[str], *, serving: bool) -> No
 
 
 async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
-    """Start the app, then let readiness follow the canary: a service that cannot compute is not
-    ready."""
+    """Start the app, then let readiness follow the canary.
+
+    A service that cannot compute is not ready.
+    """
     try:
         await app.start()
     except Exception as error:
@@ -157,7 +156,9 @@ async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
         return
     while True:
         try:
-            await asyncio.wait_for(app.canary(), timeout=max(app.settings.canary_s, 30.0))
+            # Not wait_for: before Python 3.12 it loses a cancellation that meets a finished canary.
+            async with asyncio.timeout(max(app.settings.canary_s, 30.0)):
+                await app.canary()
             await _set_health(checks, names, serving=True)
             if not app.ready.is_set():
                 app.ready.set()

@@ -186,7 +186,8 @@ class RunManager:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), self._settings.stop_grace_s)
+            async with asyncio.timeout(self._settings.stop_grace_s):
+                await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()

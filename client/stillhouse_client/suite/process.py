@@ -42,7 +42,8 @@ class Child:
             return
         self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
         except TimeoutError:
             self._process.kill()
             await self._process.wait()

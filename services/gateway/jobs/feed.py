@@ -100,7 +100,8 @@ class Feed:
             except Exception as error:  # a database that is away for a moment
                 _log.warning("cannot read job events", reason=str(error)[:200])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._news.wait()
             self._news.clear()
 
     async def _deliver(self) -> None:
