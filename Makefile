@@ -54,7 +54,7 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 
 test: lint assets ## lint and every test but the slow ones, with coverage
 	rm -f .coverage .coverage.*
-	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
 
 test-all: lint assets ## every test
 	$(PYTEST) --cov --cov-report=term:skip-covered

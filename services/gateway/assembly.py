@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Sequence
 
 import grpc.aio
@@ -54,7 +53,7 @@ class Gateway:
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
         reading = Reading(
-            policy=UriPolicy(is_loopback(settings.host), settings.file_roots),
+            policy=UriPolicy.for_host(settings.host, settings.file_roots),
             blobs=self.blobs,
             catalogue=self.catalogue,
             cache_dir=settings.cache_dir,
@@ -114,13 +113,3 @@ class Gateway:
     def _touch(self) -> None:
         with self.store.read() as session:
             session.connection().exec_driver_sql("SELECT 1")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
