@@ -31,7 +31,9 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    func,
     make_url,
+    select,
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -201,8 +203,7 @@ class Store:
         """Run `work` in a writing transaction, again where another writer was first.
 
         On PostgreSQL two transactions can insert the same key; the second then starts over and
-        finds
-        what the first one wrote. `work` must do nothing but use the session.
+        finds what the first one wrote. `work` must do nothing but use the session.
         """
         for _ in range(_ATTEMPTS):
             try:
@@ -232,6 +233,7 @@ def answered(
             "request_id: use 1 to 128 letters, digits, '.', '_' or '-'; a UUID is best",
             field="request_id",
         )
+    _wait_for_twin(session, f"{project}/{request_id}")
     row = session.get(RequestRow, (project, request_id))
     if row is None:
         return None
@@ -284,3 +286,12 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get("writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _wait_for_twin(session: Session, key: str) -> None:
+    """Let a call that carries the same request_id end first; SQLite has one writer anyway.
+
+    Without it the twin's rows can appear between two queries of ours, on PostgreSQL.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))

@@ -156,5 +156,5 @@ def test_a_malformed_token_is_refused(token: str) -> None:
 def test_a_token_belongs_to_its_list() -> None:
     token = page(1, "", "list", "p").token(5)
     assert page(1, token, "list", "p").position == 5
-    with pytest.raises(InvalidInput, match="another list"):
+    with pytest.raises(InvalidInput, match="not a token of this list"):
         page(1, token, "list", "q")
