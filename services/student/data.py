@@ -27,13 +27,14 @@ Count = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Labels:
-    """What people said about n items: `hot` bool [n, K], `split` str [n], the items' digests."""
+    """What people said about n items: `hot` bool [n, K], `split` str [n], digests and paths."""
 
     classes: tuple[str, ...]
     multi_label: bool
     hot: Mask
     split: npt.NDArray[np.str_]
     digests: tuple[str, ...]
+    item_ids: tuple[str, ...]
 
     @property
     def first(self) -> Ints:
@@ -43,7 +44,9 @@ class Labels:
     def take(self, keep: Ints) -> Labels:
         """The rows `keep`."""
         digests = tuple(self.digests[index] for index in keep)
-        return Labels(self.classes, self.multi_label, self.hot[keep], self.split[keep], digests)
+        ids = tuple(self.item_ids[index] for index in keep)
+        hot, split = self.hot[keep], self.split[keep]
+        return Labels(self.classes, self.multi_label, hot, split, digests, ids)
 
     def rows(self, *splits: str) -> Ints:
         """Row numbers of the items of these splits."""
@@ -98,7 +101,8 @@ def read_manifest(blobs: BlobStore, project: str, ref: items_pb2.BlobRef) -> Lab
         hot[row, list(item.labels)] = True
     split = np.array([item.split for item in manifest.items])
     digests = tuple(item.digest for item in manifest.items)
-    return Labels(manifest.classes, manifest.multi_label, hot, split, digests)
+    ids = tuple(item.item_id for item in manifest.items)
+    return Labels(manifest.classes, manifest.multi_label, hot, split, digests, ids)
 
 
 def read_rows(

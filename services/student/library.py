@@ -15,9 +15,10 @@ from stillhouse.student.v1 import student_pb2
 from services.common.blobs import BlobStore, check_digest
 from services.common.errors import InvalidInput, Precondition
 from services.student.artefacts import Student, probabilities, read_student
-from services.student.data import Doubles, Ints, Labels, read_concept_data
+from services.student.data import Doubles, Floats, Ints, Labels, read_concept_data
 from services.student.design import Design
 from services.student.folds import FoldFits, read_folds
+from services.student.maps import class_regions
 
 V = TypeVar("V")
 
@@ -54,14 +55,17 @@ class Recent(Generic[V]):
 
 @dataclass(frozen=True)
 class Table:
-    """A student's data: standardised presence [n, M] and teacher responses [n, K] of all items,
-    and the rows `known` (train and val) that it was fitted to."""
+    """A student's data: presence [n, M], also standardised, and teacher responses [n, K] of all
+    items, the rows `known` (train and val) that it was fitted to, and the direction of each
+    class's mean region [K, D] among those."""
 
     key: Hashable
     labels: Labels
+    presence: Floats
     columns: Doubles
     targets: Doubles
     known: Ints
+    class_regions: Floats
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,16 @@ class Library:
                 "the student's classes are not those of its data",
                 differences={"classes": f"{student.classes[:10]} of {found.labels.classes[:10]}"},
             )
-        columns = student.standardise(found.presence(student.bank).values)
-        targets = probabilities(found.logits, student.loss)
-        return Table(key, found.labels, columns, targets, found.labels.rows("train", "val"))
+        values, known = found.presence(student.bank).values, found.labels.rows("train", "val")
+        return Table(
+            key,
+            found.labels,
+            values,
+            student.standardise(values),
+            probabilities(found.logits, student.loss),
+            known,
+            class_regions(found, known, student.bank.image_mean),
+        )
 
 
 def _data_refs(card: dict[str, Any]) -> student_pb2.TrainingData:

@@ -16,6 +16,7 @@ from services.common.inputs import check_batch
 from services.common.interceptors import Context
 from services.common.names import check_id
 from services.student import explain, export
+from services.student.inspection import inspect
 from services.student.library import Library
 from services.student.runs import RunManager
 from services.student.settings import StudentSettings
@@ -97,6 +98,12 @@ class StudentServicer(student_pb2_grpc.StudentServiceServicer):
     ) -> student_pb2.EvaluateResponse:
         self._check_ref(request.project, request.student)
         return await self._in(self._solver, lambda: self._tuning.evaluate(request))
+
+    async def Inspect(
+        self, request: student_pb2.InspectRequest, context: Context
+    ) -> student_pb2.InspectResponse:
+        self._check_ref(request.project, request.student)
+        return await self._in(self._solver, lambda: inspect(self._blobs, self._library, request))
 
     async def Export(
         self, request: student_pb2.ExportRequest, context: Context
