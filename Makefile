@@ -7,11 +7,14 @@ INSTALL_INPUTS := pyproject.toml hatch_build.py scripts/protos.py $(PROTOS)
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo up test test-all lint format protos bench assets clean
+WEB := services/gateway/web_dist/index.html
+WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
+
+.PHONY: help setup web demo up test test-all lint format protos bench assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.dev assets ## create .venv, install everything, fetch weights and data
+setup: $(VENV)/.dev web assets ## create .venv, install everything, fetch weights and data
 
 # torch comes first: pip then takes a CPU build where one is at hand, and torchvision fits itself to it.
 $(VENV)/.runtime: $(INSTALL_INPUTS)
@@ -24,13 +27,19 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[all,dev]"
 	@touch $@
 
+web: $(WEB) ## build the workbench that the gateway serves
+
+$(WEB): $(VENV)/.runtime $(WEB_INPUTS) $(wildcard services/gateway/http/*.py)
+	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[web]"
+	$(BIN)/python scripts/web.py build
+
 assets: $(VENV)/.runtime ## fetch weights and data into the cache
 	$(BIN)/python -m services.common.assets --for demo
 
-demo: $(VENV)/.runtime assets ## run the whole thing on real photos and write a report
+demo: $(VENV)/.runtime web assets ## run the whole thing on real photos and write a report
 	$(BIN)/stillhouse demo
 
-up: $(VENV)/.runtime assets ## start Redis and the four services in the foreground
+up: $(VENV)/.runtime web assets ## start Redis and the four services in the foreground
 	$(BIN)/stillhouse up
 
 protos: $(VENV)/.dev ## generate gen/ from protos/
@@ -63,4 +72,4 @@ bench: $(VENV)/.dev assets ## run every benchmark; each prints a table and one J
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove what was built here; the cache of weights stays
-	rm -rf $(VENV) gen .deps .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) gen .deps .mypy_cache .ruff_cache .pytest_cache services/gateway/web_dist web/node_modules

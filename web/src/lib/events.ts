@@ -1,0 +1,90 @@
+/** Follows a job's events over SSE, through reloads, restarts of the gateway and lost connections. */
+
+/** One event; `job` is the job as it was then. */
+export interface JobEvent<Job> {
+  job: Job;
+  message: string;
+  eventTime: string;
+}
+
+/** What a follower is told. */
+export interface Listener<Job> {
+  onEvent(event: JobEvent<Job>): void;
+  /** True while events come, false while the connection is being made again. */
+  onConnection(connected: boolean): void;
+  /** The server refused for good: unknown job, not allowed. */
+  onRefused(message: string): void;
+}
+
+const FIRST_WAIT_MS = 500;
+const LONGEST_WAIT_MS = 10_000;
+const OVER = new Set(["JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"]);
+/** Codes of google.rpc after which asking again is of no use: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED. */
+const FINAL = new Set([3, 5, 7, 16]);
+
+/** Returns whether a job in this state will change no more. */
+export const isOver = (state: string | undefined): boolean => OVER.has(state ?? "");
+
+/**
+ * Follows a job from its first event, so that a page opened later shows all of it; ends by itself with the job.
+ * Returns a function that stops. A connection made again goes on after the last event seen.
+ */
+export function follow<Job extends { state?: string }>(
+  name: string,
+  listener: Listener<Job>,
+  open: (url: string) => EventSource = (url) => new EventSource(url),
+): () => void {
+  let source: EventSource | undefined;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let token = "";
+  let wait = FIRST_WAIT_MS;
+  let stopped = false;
+
+  const stop = (): void => {
+    stopped = true;
+    clearTimeout(timer);
+    source?.close();
+  };
+
+  const retry = (): void => {
+    source?.close();
+    if (stopped) return;
+    listener.onConnection(false);
+    timer = setTimeout(connect, wait);
+    wait = Math.min(wait * 2, LONGEST_WAIT_MS);
+  };
+
+  const connect = (): void => {
+    const query = token ? `?resumeToken=${encodeURIComponent(token)}` : "";
+    source = open(`/v1/${name}:watch${query}`);
+    source.onopen = () => listener.onConnection(true);
+    source.onmessage = (message: MessageEvent<string>) => {
+      wait = FIRST_WAIT_MS;
+      token = message.lastEventId || token;
+      const event = JSON.parse(message.data) as JobEvent<Job>;
+      listener.onEvent(event);
+      if (isOver(event.job.state)) stop();
+    };
+    // The same name for two things: our `event: error`, with data, and the browser's own, without.
+    source.addEventListener("error", (event) => {
+      const status = statusOf(event);
+      if (status && FINAL.has(status.code)) {
+        stop();
+        listener.onRefused(status.message);
+      } else retry();
+    });
+  };
+
+  connect();
+  return stop;
+}
+
+function statusOf(event: Event): { code: number; message: string } | undefined {
+  const data: unknown = (event as MessageEvent).data;
+  if (typeof data !== "string") return undefined;
+  try {
+    return JSON.parse(data) as { code: number; message: string };
+  } catch {
+    return undefined;
+  }
+}
