@@ -40,7 +40,7 @@ class App:
     `register` adds servicers to the server and returns their full names; `start` loads models
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
-    opened.
+    opened. `bound` is told the host and port before `start`.
     """
 
     service: str
@@ -50,6 +50,7 @@ class App:
     canary: Hook = _nothing
     drain: Hook = _nothing
     stop: Hook = _nothing
+    bound: Callable[[str, int], None] = lambda host, port: None
     device: str = "cpu"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -103,6 +104,7 @@ async def run(app: App) -> None:
     await _set_health(checks, names, serving=False)
     port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
     await server.start()
+    app.bound(app.settings.host, port)
     metrics.serve(app.settings.host, app.settings.metrics_port)
     print(f"listening {app.settings.host}:{port}", flush=True)
     _log.info(

@@ -33,6 +33,7 @@ def build(settings: GatewaySettings) -> server.App:
         canary=gateway.canary,
         drain=gateway.drain,
         stop=gateway.stop,
+        bound=gateway.edge.bound,
     )
 
 

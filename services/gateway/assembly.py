@@ -20,6 +20,7 @@ from services.gateway.cache import EmbeddingCache
 from services.gateway.datasets.readers import Reading, UriPolicy
 from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
+from services.gateway.http.edge import Edge
 from services.gateway.jobs.concept import concept_job
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.feed import Feed
@@ -62,6 +63,7 @@ class Gateway:
         self.runner = IngestRunner(self.store, reading, max_pixels=settings.max_image_pixels)
         self.datasets = DatasetServicer(self.store, reading, self.runner)
         self.jobs = DistillationServicer(tools, self.engine)
+        self.edge = Edge(settings)
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Add all servicers and return their names."""
@@ -84,6 +86,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Take up what an earlier process left, and run jobs."""
+        await self.edge.start()
         await self.engine.start()
         self.heartbeat.start()
         await self.runner.resume()
@@ -95,9 +98,11 @@ class Gateway:
     async def drain(self) -> None:
         """Send watchers away; they take up where they were at another gateway, or after a start."""
         await self.feed.close()
+        await self.edge.drain()
 
     async def stop(self) -> None:
         """Interrupt jobs and ingests, which go on at the next start, and close everything."""
+        await self.edge.stop()
         await self.heartbeat.stop()
         await self.engine.stop()
         await self.runner.stop()

@@ -55,3 +55,11 @@ class GatewaySettings(ServiceSettings):
     """TOML file with model and data entries of your own, beside the built-in ones."""
     file_roots: tuple[Path, ...] = ()
     """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""
+    http_port: int = Field(7180, ge=-1, le=65535)
+    """Port of the workbench and of the contract as JSON; 0 lets the system choose and prints it,
+    -1 turns HTTP off."""
+    http_host: str = ""
+    """Address of the HTTP port; empty means `host`."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, without port, that browsers may call this gateway by, as a JSON list. On loopback
+    they come on top of loopback's own names; elsewhere an empty list allows every name."""

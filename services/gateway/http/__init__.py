@@ -1,0 +1,1 @@
+"""The contract over HTTP: JSON from the annotations, server-sent events, upload, thumbnails, pages."""
