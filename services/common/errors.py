@@ -5,6 +5,7 @@ StillhouseError
 ├── NotFound            NOT_FOUND            ResourceInfo
 ├── AlreadyExists       ALREADY_EXISTS       ResourceInfo
 ├── Precondition        FAILED_PRECONDITION  PreconditionFailure: what differs
+│   └── HeadMoved       FAILED_PRECONDITION  reason HEAD_MOVED, metadata head_version
 ├── Overloaded          RESOURCE_EXHAUSTED   RetryInfo
 ├── PeerUnavailable     UNAVAILABLE          RetryInfo
 ├── Cancelled           CANCELLED
@@ -35,9 +36,15 @@ class StillhouseError(Exception):
         """Return the google.rpc detail messages beside ErrorInfo."""
         return []
 
+    def metadata(self) -> dict[str, str]:
+        """Return what ErrorInfo says beside the reason, for programs."""
+        return {}
+
     def to_status(self) -> status_pb2.Status:
         """Return the error as a `google.rpc.Status`, ErrorInfo first."""
-        info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)
+        info = error_details_pb2.ErrorInfo(
+            reason=self.reason, domain=DOMAIN, metadata=self.metadata()
+        )
         return status_pb2.Status(
             code=self.code,
             message=self.message,
@@ -103,6 +110,19 @@ class Precondition(StillhouseError):
             for k, v in self.differences.items()
         ]
         return [error_details_pb2.PreconditionFailure(violations=violations)] if violations else []
+
+
+class HeadMoved(Precondition):
+    """A student has another head than the caller saw; `head_version` is its full name."""
+
+    reason = "HEAD_MOVED"
+
+    def __init__(self, message: str, *, head_version: str) -> None:
+        super().__init__(message, differences={"head_version": head_version})
+        self.head_version = head_version
+
+    def metadata(self) -> dict[str, str]:
+        return {"head_version": self.head_version}
 
 
 class Overloaded(StillhouseError):

@@ -32,11 +32,13 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    inspect,
     make_url,
     select,
 )
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.schema import CreateColumn
 
 from services.common.errors import InvalidInput
 
@@ -106,6 +108,7 @@ class VersionRow(Base):
     effects_json: Mapped[str] = mapped_column(Text, default="[]")
     changes_json: Mapped[str] = mapped_column(Text, default="[]")
     created: Mapped[float] = mapped_column(Double, default=time.time)
+    display_name: Mapped[str] = mapped_column(String(100), default="", server_default="")
 
 
 class StudentEventRow(Base):
@@ -170,7 +173,7 @@ class Store:
     """The tables in one database. Thread-safe; blocking.
 
     `url` is a SQLAlchemy URL: `sqlite:///path` or `postgresql+psycopg://...`. Missing tables are
-    made.
+    made, and so are columns that an older release did not have.
     """
 
     def __init__(self, url: str) -> None:
@@ -181,6 +184,7 @@ class Store:
             if not self._sqlite:  # two gateways that start at once would both create the tables
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7100)")
             Base.metadata.create_all(connection)
+            _add_columns(connection)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -261,6 +265,17 @@ def record(
                 response=response,
             )
         )
+
+
+def _add_columns(connection: Connection) -> None:
+    """Add the columns that a database of an older release lacks; each has a default there."""
+    there = inspect(connection)
+    for table in Base.metadata.sorted_tables:
+        known = {column["name"] for column in there.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in known:
+                made = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {made}")
 
 
 def _engine(url: str) -> Engine:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
+from google.protobuf.message import Message
 from sqlalchemy.orm import Session
 from stillhouse.gateway.v1 import students_pb2 as pb
 from stillhouse.student.v1 import student_pb2
@@ -18,20 +20,35 @@ from services.gateway.store import StudentRow, VersionRow, answered, record
 from services.gateway.student_access import StudentAccess
 from services.gateway.student_files import StudentFile
 
+M = TypeVar("M", bound=Message)
 MAX_EDITS = 100
+MAX_NAME_CHARACTERS = 100
 _REFIT_S = 300.0
 
 
+class Repeatable(Protocol):
+    """A request that can be sent again without doing its work twice."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    def SerializeToString(self, *, deterministic: bool = False) -> bytes: ...
+
+
 class HistoryRpcs(StudentAccess):
-    """TuneStudent, UndoTuning and PromoteStudentVersion."""
+    """TuneStudent, UndoTuning, SetStudentHead, RenameStudentVersion, PromoteStudentVersion."""
 
     async def TuneStudent(
         self, request: pb.TuneStudentRequest, context: Context
     ) -> pb.TuneStudentResponse:
-        old = await asyncio.to_thread(self._answered, request.student, "TuneStudent", request)
+        project, _ = names.parse(request.student, "students", field="student")
+        old = await asyncio.to_thread(self._answered, project, request)
         if old is not None:
             return pb.TuneStudentResponse.FromString(old)
         student, base = await self._version(request.student, request.base_version, "head")
+        if request.expected_head:
+            _, seen = await self._version(request.student, request.expected_head, "")
+            students.check_head(student, seen.number)
         file = await self._file(student, base)
         _check_edits(request.edits, file)
         refit = await self._peers.ask(
@@ -41,91 +58,134 @@ class HistoryRpcs(StudentAccess):
             ),
             timeout_s=_REFIT_S,
         )
-        return await asyncio.to_thread(
-            self._store.change,
-            lambda session: self._keep_tuned(session, request, student, base, refit),
+        return await self._once(
+            (student.project, student.student_id),
+            request,
+            pb.TuneStudentResponse,
+            lambda session, locked: _keep_tuned(
+                session, locked, request, (student.head, base), refit
+            ),
         )
 
     async def UndoTuning(
         self, request: pb.UndoTuningRequest, context: Context
     ) -> pb.UndoTuningResponse:
-        return await asyncio.to_thread(
-            self._store.change, lambda session: self._undo(session, request)
-        )
+        def work(session: Session, student: StudentRow) -> pb.UndoTuningResponse:
+            version = students.undo(session, student, shown.command(student, "undo"))
+            return pb.UndoTuningResponse(version=shown.version_message(student, version))
+
+        project, student_id = names.parse(request.student, "students", field="student")
+        return await self._once((project, student_id), request, pb.UndoTuningResponse, work)
+
+    async def SetStudentHead(
+        self, request: pb.SetStudentHeadRequest, context: Context
+    ) -> pb.SetStudentHeadResponse:
+        def work(session: Session, student: StudentRow) -> pb.SetStudentHeadResponse:
+            row = students.resolve(session, student, request.version, "")
+            told = shown.command(student, "checkout", str(row.number))
+            students.set_head(session, student, row, told)
+            return pb.SetStudentHeadResponse(version=shown.version_message(student, row))
+
+        project, student_id = names.parse(request.student, "students", field="student")
+        if not request.version:
+            raise InvalidInput("version: is required", field="version")
+        return await self._once((project, student_id), request, pb.SetStudentHeadResponse, work)
+
+    async def RenameStudentVersion(
+        self, request: pb.RenameStudentVersionRequest, context: Context
+    ) -> pb.RenameStudentVersionResponse:
+        def work(session: Session, student: StudentRow) -> pb.RenameStudentVersionResponse:
+            row = students.resolve(session, student, version, "")
+            told = shown.command(student, "rename", str(row.number), name)
+            students.rename(session, student, row, name, told)
+            return pb.RenameStudentVersionResponse(version=shown.version_message(student, row))
+
+        project, student_id, version = names.parse(request.name, "students", "versions")
+        name = _checked_name(request.display_name)
+        made = pb.RenameStudentVersionResponse
+        return await self._once((project, student_id), request, made, work)
 
     async def PromoteStudentVersion(
         self, request: pb.PromoteStudentVersionRequest, context: Context
     ) -> pb.PromoteStudentVersionResponse:
-        return await asyncio.to_thread(
-            self._store.change, lambda session: self._promote(session, request)
-        )
+        def work(session: Session, student: StudentRow) -> pb.PromoteStudentVersionResponse:
+            row = students.resolve(session, student, version, "")
+            told = shown.command(student, "promote", str(row.number))
+            students.promote(session, student, row, told)
+            return pb.PromoteStudentVersionResponse(student=shown.student_message(student))
 
-    def _answered(self, name: str, method: str, request: pb.TuneStudentRequest) -> bytes | None:
-        project, _ = names.parse(name, "students", field="student")
-        body = request.SerializeToString(deterministic=True)
-        with self._store.read() as session:
-            return answered(session, project, request.request_id, method, body)
-
-    def _keep_tuned(
-        self,
-        session: Session,
-        request: pb.TuneStudentRequest,
-        student: StudentRow,
-        base: VersionRow,
-        refit: student_pb2.RefitResponse,
-    ) -> pb.TuneStudentResponse:
-        body = request.SerializeToString(deterministic=True)
-        key = (student.project, request.request_id, "TuneStudent", body)
-        head, branch = student.head, base.number if base.number != student.head else 0
-        locked = students.find(session, student.project, student.student_id, lock=True)
-        if (old := answered(session, *key)) is not None:
-            return pb.TuneStudentResponse.FromString(old)
-        tuned = students.Tuned(
-            base=base.number,
-            weights_digest=refit.student.weights_digest,
-            card_digest=refit.student.card_digest,
-            effects=refit.effects,
-            changes=refit.changes,
-            description=shown.tune_command(student, request.edits, branch),
-        )
-        version = students.add_tuned(session, locked, head, tuned)
-        session.flush()
-        response = pb.TuneStudentResponse(
-            version=shown.version_message(locked, version),
-            flipped_items=refit.flipped_items,
-            warnings=refit.warnings,
-        )
-        record(session, *key, response=response.SerializeToString())
-        return response
-
-    def _undo(self, session: Session, request: pb.UndoTuningRequest) -> pb.UndoTuningResponse:
-        project, student_id = names.parse(request.student, "students", field="student")
-        body = request.SerializeToString(deterministic=True)
-        key = (project, request.request_id, "UndoTuning", body)
-        student = students.find(session, project, student_id, lock=True)
-        if (old := answered(session, *key)) is not None:
-            return pb.UndoTuningResponse.FromString(old)
-        version = students.undo(session, student, shown.command(student, "undo"))
-        message = shown.version_message(student, version)
-        response = pb.UndoTuningResponse(version=message)
-        record(session, *key, response=response.SerializeToString())
-        return response
-
-    def _promote(
-        self, session: Session, request: pb.PromoteStudentVersionRequest
-    ) -> pb.PromoteStudentVersionResponse:
         project, student_id, version = names.parse(request.name, "students", "versions")
-        body = request.SerializeToString(deterministic=True)
-        key = (project, request.request_id, "PromoteStudentVersion", body)
-        student = students.find(session, project, student_id, lock=True)
-        if (old := answered(session, *key)) is not None:
-            return pb.PromoteStudentVersionResponse.FromString(old)
-        row = students.resolve(session, student, version, "")
-        students.promote(session, student, row, shown.command(student, "promote", str(row.number)))
-        message = shown.student_message(student)
-        response = pb.PromoteStudentVersionResponse(student=message)
-        record(session, *key, response=response.SerializeToString())
-        return response
+        made = pb.PromoteStudentVersionResponse
+        return await self._once((project, student_id), request, made, work)
+
+    def _answered(self, project: str, request: Repeatable) -> bytes | None:
+        with self._store.read() as session:
+            return answered(session, *_key(project, request))
+
+    async def _once(
+        self,
+        name: tuple[str, str],
+        request: Repeatable,
+        made: type[M],
+        work: Callable[[Session, StudentRow], M],
+    ) -> M:
+        """Do `work` with the student locked, or return what an earlier call of this id got."""
+
+        def change(session: Session) -> M:
+            key = _key(name[0], request)
+            student = students.find(session, *name, lock=True)
+            if (old := answered(session, *key)) is not None:
+                return made.FromString(old)
+            response = work(session, student)
+            record(session, *key, response=response.SerializeToString())
+            return response
+
+        return await asyncio.to_thread(self._store.change, change)
+
+
+def _key(project: str, request: Repeatable) -> tuple[str, str, str, bytes]:
+    """What an answer is kept under: project, request_id, method and the request's bytes."""
+    method = type(request).__name__.removesuffix("Request")
+    return project, request.request_id, method, request.SerializeToString(deterministic=True)
+
+
+def _keep_tuned(
+    session: Session,
+    student: StudentRow,
+    request: pb.TuneStudentRequest,
+    seen: tuple[int, VersionRow],
+    refit: student_pb2.RefitResponse,
+) -> pb.TuneStudentResponse:
+    """Add the version that a refit made; `seen` is the head of then and the version tuned."""
+    head, base = seen
+    tuned = students.Tuned(
+        base=base.number,
+        weights_digest=refit.student.weights_digest,
+        card_digest=refit.student.card_digest,
+        effects=refit.effects,
+        changes=refit.changes,
+        description=shown.tune_command(
+            student, request.edits, base.number if base.number != head else 0
+        ),
+    )
+    version = students.add_tuned(session, student, head, tuned)
+    session.flush()
+    return pb.TuneStudentResponse(
+        version=shown.version_message(student, version),
+        flipped_items=refit.flipped_items,
+        warnings=refit.warnings,
+    )
+
+
+def _checked_name(text: str) -> str:
+    """Return a name for people without blanks around it. Raises InvalidInput."""
+    name = text.strip()
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise InvalidInput(
+            f"display_name: at most {MAX_NAME_CHARACTERS} characters in one line",
+            field="display_name",
+        )
+    return name
 
 
 def _check_edits(edits: Sequence[student_pb2.ConceptEdit], file: StudentFile) -> None:

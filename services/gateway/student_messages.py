@@ -49,6 +49,7 @@ def version_message(
         changes=_changes(row.changes_json),
         class_concepts=class_concepts(file) if file else [],
         create_time=to_timestamp(row.created),
+        display_name=row.display_name,
     )
     if row.report_digest:
         message.report.CopyFrom(items_pb2.BlobRef(digest=row.report_digest))

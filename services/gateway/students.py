@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from stillhouse.student.v1 import student_pb2
 
 from services.common import names
-from services.common.errors import InvalidInput, NotFound, Precondition
+from services.common.errors import HeadMoved, InvalidInput, NotFound, Precondition
 from services.gateway.paging import Page
 from services.gateway.store import Store, StudentEventRow, StudentRow, VersionRow
 
@@ -89,14 +89,9 @@ def _publish(session: Session, project: str, student_id: str, made: Made) -> Ver
 def add_tuned(session: Session, student: StudentRow, head: int, tuned: Tuned) -> VersionRow:
     """Add a tuned version and make it the head.
 
-    `head` is what the head was when the edit was computed. Raises Precondition where it has moved.
+    `head` is what the head was when the edit was computed. Raises HeadMoved where it has moved.
     """
-    if student.head != head:
-        raise Precondition(
-            f"{student.student_id} was changed meanwhile: its head is version {student.head}, it "
-            f"was {head}; look at it and tune again",
-            differences={"head_version": f"{student.head} instead of {head}"},
-        )
+    check_head(student, head)
     version = VersionRow(
         student_pk=student.pk,
         number=_next_number(session, student),
@@ -120,6 +115,16 @@ def add_tuned(session: Session, student: StudentRow, head: int, tuned: Tuned) ->
     return version
 
 
+def check_head(student: StudentRow, head: int) -> None:
+    """Raise HeadMoved where the head is not version `head`."""
+    if student.head != head:
+        raise HeadMoved(
+            f"{student.student_id} was changed meanwhile: its head is version {student.head}, it "
+            f"was {head}; look at it and tune again",
+            head_version=version_name(student, student.head),
+        )
+
+
 def undo(session: Session, student: StudentRow, description: str) -> VersionRow:
     """Make the head's parent the head. Raises Precondition where the head has none."""
     head = session.get_one(VersionRow, (student.pk, student.head))
@@ -130,6 +135,24 @@ def undo(session: Session, student: StudentRow, description: str) -> VersionRow:
     student.head = head.parent
     log(session, student, "undone", head.parent, description)
     return session.get_one(VersionRow, (student.pk, head.parent))
+
+
+def set_head(session: Session, student: StudentRow, version: VersionRow, description: str) -> None:
+    """Make any version the head; one that is the head already changes nothing."""
+    if version.number == student.head:
+        return
+    student.head = version.number
+    log(session, student, "moved", version.number, description)
+
+
+def rename(
+    session: Session, student: StudentRow, version: VersionRow, name: str, description: str
+) -> None:
+    """Give a version a name for people, or with an empty one take it away."""
+    if version.display_name == name:
+        return
+    version.display_name = name
+    log(session, student, "renamed", version.number, description)
 
 
 def promote(session: Session, student: StudentRow, version: VersionRow, description: str) -> None:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grpc.aio
-import numpy as np
 import pytest
-from PIL import Image
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
-from services.common.interceptors import ErrorInterceptor
 from services.gateway.datasets.readers import Reading, UriPolicy
 from services.gateway.store import Base, Store
+from tests.gateway.parts import make_photo, serving
+from tests.gateway.student_world import gateway, world
 
+__all__ = ["gateway", "make_photo", "serving", "world"]  # two fixtures, two plain helpers
 Photo = Callable[..., bytes]
-
-
-def make_photo(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
-    """A smooth random photo: its perceptual hash is far from that of another seed."""
-    small = np.random.default_rng(seed).integers(0, 255, (9, 10, 3), dtype=np.uint8)
-    image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-    out = io.BytesIO()
-    image.save(out, kind)
-    return out.getvalue()
 
 
 @pytest.fixture
@@ -76,17 +64,3 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]
             session.execute(table.delete())
     yield found
     found.close()
-
-
-@asynccontextmanager
-async def serving(register: Callable[[grpc.aio.Server], object]) -> AsyncIterator[grpc.aio.Channel]:
-    """A real gRPC server on a free port with the errors of production, and a channel to it."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    register(server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel
-    finally:
-        await server.stop(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from services.gateway.store import (
     JobEventRow,
     JobRow,
     Store,
+    VersionRow,
+    _add_columns,
     answered,
     record,
 )
@@ -158,3 +161,30 @@ def test_a_token_belongs_to_its_list() -> None:
     assert page(1, token, "list", "p").position == 5
     with pytest.raises(InvalidInput, match="not a token of this list"):
         page(1, token, "list", "q")
+
+
+def test_a_file_of_an_older_release_gets_the_new_column(tmp_path: Path) -> None:
+    """The tables as they were before versions had names, with a version in them."""
+    url = f"sqlite:///{tmp_path}/old.db"
+    Store(url).close()
+    with sqlite3.connect(tmp_path / "old.db") as old:
+        old.execute("ALTER TABLE student_versions DROP COLUMN display_name")
+        old.execute("INSERT INTO students VALUES (1, 'p', 's', 1, 1, 0, 'd', 't', 'e', '[]', 1.0)")
+        old.execute(
+            "INSERT INTO student_versions VALUES (1, 1, 0, 'j', 'w', 'c', '', '[]', '[]', 1.0)"
+        )
+    for _ in range(2):  # the second start has nothing to add
+        found = Store(url)
+        with found.write() as session:
+            version = session.get_one(VersionRow, (1, 1))
+            assert (version.weights_digest, version.display_name) in (("w", ""), ("w", "mine"))
+            version.display_name = "mine"
+        found.close()
+
+
+def test_a_missing_column_is_added_to_any_database(any_store: Store) -> None:
+    with any_store.write() as session:
+        session.execute(text("ALTER TABLE student_versions DROP COLUMN display_name"))
+        _add_columns(session.connection())
+    with any_store.read() as session:
+        assert session.scalars(select(VersionRow)).all() == []

@@ -1,35 +1,22 @@
-"""Students: the tree of versions on both databases, and StudentsService with a real StudentService.
-
-The student is trained by that service on made-up regions, whose truth is known; only
-ConceptsService is a
-stand-in, which gives a photo the regions that were made up for it.
-"""
+"""StudentsService with a real StudentService: what it shows, tunes, predicts and explains."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
 from stillhouse.common.v1 import items_pb2
-from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 from stillhouse.gateway.v1 import students_pb2 as pb
 from stillhouse.gateway.v1 import students_pb2_grpc
-from stillhouse.student.v1 import student_pb2, student_pb2_grpc
+from stillhouse.student.v1 import student_pb2
 
-from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
 from services.common.channels import to_error
 from services.common.errors import (
@@ -37,386 +24,29 @@ from services.common.errors import (
     NotFound,
     PeerUnavailable,
     Precondition,
-    StillhouseError,
 )
-from services.common.manifest import Item, Manifest
 from services.common.presence import presence
-from services.common.shards import SHARD_ITEMS, pack_regions, pack_rows
-from services.common.tensors import Array, from_message, pack_arrays, to_message
+from services.common.tensors import from_message
 from services.gateway import students
-from services.gateway.blob_servicer import BlobServicer
-from services.gateway.paging import page
 from services.gateway.peers import Peers
 from services.gateway.settings import GatewaySettings
-from services.gateway.store import Store, StudentRow, VersionRow
+from services.gateway.store import Store
 from services.gateway.student_files import StudentFiles
-from services.gateway.student_messages import tune_command
 from services.gateway.students_servicer import StudentsServicer
-from tests.gateway.conftest import make_photo, serving
-
-FRUIT = "projects/default/students/fruit"
-ENCODER = "projects/default/encoders/effl2-minilm"
-CLASSES = ("Granny-Smith", "Pear", "Pink-Lady")
-CONCEPTS = ("red skin", "green skin", "long neck", '$stem "x"', "leaf", "basket")
-N, WIDTH, SEGMENTS = 120, 16, 3
-MAP = np.array([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 3, 3], [3, 3, 3, 3]], np.uint8)
-
-
-# ---- The tree of versions, without any service.
-
-
-def made(job: str = "projects/default/distillationJobs/j1", **fields: Any) -> students.Made:
-    base = students.Made(
-        job=job,
-        dataset="projects/default/datasets/fruit",
-        teacher="projects/default/models/t",
-        encoder=ENCODER,
-        classes=CLASSES,
-        weights_digest="1" * 64,
-        card_digest="2" * 64,
-        report_digest="3" * 64,
-        description="stillhouse distill concept fruit",
-    )
-    return replace(base, **fields)
-
-
-def tune(store: Store, base: int, mark: str, head: int | None = None) -> VersionRow:
-    tuned = students.Tuned(base, mark * 64, "c" * 64, [], [], f"tuned {mark}")
-    with store.write() as session:
-        student = students.find(session, "default", "fruit", lock=True)
-        return students.add_tuned(session, student, head or student.head, tuned)
-
-
-def undo(store: Store) -> VersionRow:
-    with store.write() as session:
-        student = students.find(session, "default", "fruit", lock=True)
-        return students.undo(session, student, "undo")
-
-
-def promote(store: Store, version: str) -> StudentRow:
-    with store.write() as session:
-        student = students.find(session, "default", "fruit", lock=True)
-        row = students.resolve(session, student, version, "")
-        students.promote(session, student, row, f"promote {row.number}")
-        return student
-
-
-def kinds(store: Store) -> list[tuple[int, str, int]]:
-    student = students.get(store, "default", "fruit")
-    events, _ = students.events_page(store, student, page(0, ""))
-    return [(one.sequence, one.kind, one.version) for one in events]
-
-
-def test_a_job_publishes_once(any_store: Store) -> None:
-    first = students.publish(any_store, "default", "fruit", made())
-    again = students.publish(any_store, "default", "fruit", made())
-    assert (first.number, again.number, again.parent) == (1, 1, 0)
-    student = students.get(any_store, "default", "fruit")
-    assert (student.head, student.promoted, student.previous) == (1, 1, 0)
-    assert kinds(any_store) == [(1, "created", 1)]
-
-
-def test_a_second_job_adds_a_root_and_serves_the_first(any_store: Store) -> None:
-    students.publish(any_store, "default", "fruit", made())
-    second = students.publish(any_store, "default", "fruit", made("j2", weights_digest="9" * 64))
-    student = students.get(any_store, "default", "fruit")
-    assert (second.number, second.parent) == (2, 0)
-    assert (student.head, student.promoted) == (2, 1)
-
-
-def test_undo_walks_up_and_tuning_branches(any_store: Store) -> None:
-    students.publish(any_store, "default", "fruit", made())
-    tune(any_store, 1, "a")
-    tune(any_store, 2, "b")
-    assert undo(any_store).number == 2
-    assert undo(any_store).number == 1
-    with pytest.raises(Precondition, match="nothing to undo"):
-        undo(any_store)
-    branch = tune(any_store, 1, "d")
-    assert (branch.number, branch.parent) == (4, 1)
-    student = students.get(any_store, "default", "fruit")
-    versions, _ = students.versions_page(any_store, student, page(0, ""))
-    assert [(one.number, one.parent) for one in versions] == [(1, 0), (2, 1), (3, 2), (4, 1)]
-    assert [one.weights_digest[0] for one in versions] == list("1abd")
-    assert [kind for _, kind, _ in kinds(any_store)] == [
-        "created", "tuned", "tuned", "undone", "undone", "tuned",
-    ]  # fmt: skip
-
-
-def test_tuning_what_has_moved_is_refused(any_store: Store) -> None:
-    students.publish(any_store, "default", "fruit", made())
-    tune(any_store, 1, "a")
-    with pytest.raises(Precondition, match="changed meanwhile") as caught:
-        tune(any_store, 1, "b", head=1)
-    assert "head_version" in caught.value.differences
-    assert [number for _, _, number in kinds(any_store)] == [1, 2]
-
-
-def test_promotion_rolls_back(any_store: Store) -> None:
-    students.publish(any_store, "default", "fruit", made())
-    with pytest.raises(Precondition, match="no version"):
-        promote(any_store, "previous")
-    tune(any_store, 1, "a")
-    assert promote(any_store, "head").promoted == 2
-    assert promote(any_store, "2").previous == 1  # again is no second promotion
-    assert promote(any_store, "previous").promoted == 1
-    assert promote(any_store, "previous").promoted == 2
-    assert [kind for _, kind, _ in kinds(any_store)].count("promoted") == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("9", NotFound),
-        ("0", NotFound),
-        ("latest", InvalidInput),
-        ("-1", InvalidInput),
-        ("²", InvalidInput),
-        ("9" * 30, InvalidInput),
-        ("projects/default/students/other/versions/1", InvalidInput),
-        ("projects/default/students/fruit", InvalidInput),
-    ],
+from tests.gateway.parts import serving
+from tests.gateway.student_world import (
+    CLASSES,
+    CONCEPTS,
+    FRUIT,
+    SEGMENTS,
+    Gateway,
+    N,
+    World,
+    inline,
+    made,
+    refused,
+    up,
 )
-def test_versions_that_are_none(store: Store, text: str, error: type[StillhouseError]) -> None:
-    students.publish(store, "default", "fruit", made())
-    with store.read() as session, pytest.raises(error):
-        students.resolve(session, students.find(session, "default", "fruit"), text, "head")
-
-
-def test_the_command_of_a_tuning() -> None:
-    def edit(label: str, concept: str, factor: float, up: bool = True) -> student_pb2.ConceptEdit:
-        direction = student_pb2.DIRECTION_UP if up else student_pb2.DIRECTION_DOWN
-        return student_pb2.ConceptEdit(
-            label=label, concept=concept, factor=factor, direction=direction
-        )
-
-    student = StudentRow(project="default", student_id="fruit")
-    one = edit("Pink-Lady", "red skin", 2)
-    plain = 'stillhouse students tune fruit --class Pink-Lady --up "red skin" --factor 2'
-    assert tune_command(student, [one]) == plain
-    student.project = "shop"
-    assert tune_command(student, [one], 3) == f"{plain} --base 3 --project shop"
-    student.project = "default"
-    same = [one, edit("Pink-Lady", 'a "$b`\\', 2, up=False)]
-    assert tune_command(student, same) == (
-        'stillhouse students tune fruit --class Pink-Lady --up "red skin" '
-        '--down "a \\"\\$b\\`\\\\" --factor 2'
-    )
-    assert tune_command(student, [one, edit("Pear", "leaf", 1.5)]) == (
-        'tuned together: Pink-Lady up "red skin" by 2, Pear up leaf by 1.5'
-    )
-
-
-# ---- StudentsService, with a StudentService in a process of its own.
-
-
-@dataclass(frozen=True)
-class World:
-    """Made-up data in a blob store, and the address of the StudentService on it."""
-
-    blobs: BlobStore
-    address: str
-    made: students.Made
-    regions: dict[str, Array]
-    labels: dict[str, int]
-    photos: dict[str, bytes]
-
-
-def make_regions(rng: np.random.Generator, text: Array, label: int) -> Array:
-    """Whole image and segments; segment 1 + label % 3 shows the class's own concept."""
-    rows = rng.normal(0, 0.2, (1 + SEGMENTS, WIDTH))
-    rows[1 + label] += text[label]
-    rows[0] += 0.5 * text[label]
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows.astype("<f2")
-
-
-def make_world(blobs: BlobStore, address: str) -> tuple[World, student_pb2.ConceptRecipe]:
-    rng = np.random.default_rng(7)
-    text, _ = np.linalg.qr(rng.normal(size=(WIDTH, len(CONCEPTS))))
-    text = text.T.astype("<f2")
-    items, regions, logits, photos = [], [], [], {}
-    for n in range(N):
-        label = n % 3
-        data = make_photo(n, (60, 40))
-        digest = blobs.put("default", data)
-        split = ("train", "train", "train", "val", "test")[n // 3 % 5]
-        items.append(Item(f"{CLASSES[label]}/{n:03d}.jpg", digest, split, (label,)))
-        regions.append(make_regions(rng, text, label))
-        logits.append((4 * np.eye(3)[label] + rng.normal(0, 0.5, 3)).astype("<f4"))
-        photos[items[-1].item_id] = data
-    manifest = blobs.put("default", Manifest(CLASSES, False, tuple(items)).to_bytes())
-    parts = [slice(at, at + SHARD_ITEMS) for at in range(0, N, SHARD_ITEMS)]
-    teacher = [blobs.put("default", pack_rows("logits", logits[part])) for part in parts]
-    shards = [
-        blobs.put("default", pack_regions([(one, MAP) for one in regions[part]])) for part in parts
-    ]
-    means = {"text_mean": np.zeros(WIDTH, "<f4"), "image_mean": np.zeros(WIDTH, "<f4")}
-    bank = blobs.put("default", pack_arrays({"text": text, **means}))
-
-    def ref(digest: str) -> items_pb2.BlobRef:
-        return items_pb2.BlobRef(digest=digest)
-
-    recipe = student_pb2.ConceptRecipe(
-        data=student_pb2.TrainingData(
-            manifest=ref(manifest),
-            teacher_shards=map(ref, teacher),
-            region_shards=map(ref, shards),
-        ),
-        concepts=CONCEPTS,
-        concept_embeddings=ref(bank),
-        nec=2,
-        control_draws=-1,
-        provenance={"encoder_digest": "e" * 64},
-    )
-    by_digest = {item.digest: one for item, one in zip(items, regions, strict=True)}
-    labels = {item.item_id: item.labels[0] for item in items}
-    return World(blobs, address, made(), by_digest, labels, photos), recipe
-
-
-async def train(world: World, recipe: student_pb2.ConceptRecipe) -> World:
-    """Train the student by the real service."""
-    async with grpc.aio.insecure_channel(world.address) as channel:
-        stub = student_pb2_grpc.StudentServiceStub(channel)
-        request = student_pb2.TrainRequest(project="default", run_id="r1", concept=recipe)
-        events = [event async for event in stub.Train(request, wait_for_ready=True)]
-    assert events[-1].WhichOneof("event") == "result", events[-1]
-    result = events[-1].result.concept
-    version = replace(
-        world.made,
-        weights_digest=result.student.weights_digest,
-        card_digest=result.student.card_digest,
-        report_digest=result.report.digest,
-    )
-    return replace(world, made=version)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    root = tmp_path_factory.mktemp("student")
-    env = os.environ | {
-        "STUDENT_PORT": "0",
-        "STUDENT_BLOB_URL": str(root / "blobs"),
-        "STUDENT_RUNS_DIR": str(root / "runs"),
-        "STUDENT_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    with (root / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "services.student"],
-            env=env,
-            cwd=root,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("listening "), Path(root / "log").read_text()
-            found, recipe = make_world(BlobStore(str(root / "blobs")), line.split()[1])
-            yield asyncio.run(train(found, recipe))
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-class MadeUpConcepts(concepts_pb2_grpc.ConceptsServiceServicer):
-    """Gives a photo the regions that were made up for it; others are damaged images."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.encoder_digest = "e" * 64
-        self.largest_batch = 0
-
-    async def EmbedRegions(
-        self, request: concepts_pb2.EmbedRegionsRequest, context: Any
-    ) -> concepts_pb2.EmbedRegionsResponse:
-        assert request.encoder == ENCODER
-        self.largest_batch = max(self.largest_batch, len(request.items))
-        return concepts_pb2.EmbedRegionsResponse(
-            results=[self._one(item) for item in request.items], encoder_digest=self.encoder_digest
-        )
-
-    async def ExportEncoder(
-        self, request: concepts_pb2.ExportEncoderRequest, context: Any
-    ) -> concepts_pb2.ExportEncoderResponse:
-        digest = self.world.blobs.put("default", b"not a network")
-        return concepts_pb2.ExportEncoderResponse(onnx=items_pb2.BlobRef(digest=digest))
-
-    def _one(self, item: items_pb2.ImageInput) -> concepts_pb2.EmbedRegionsResult:
-        digest = item.digest or hashlib.sha256(item.data).hexdigest()
-        rows = self.world.regions.get(digest)
-        if rows is None:
-            error = InvalidInput("the image is damaged").to_status()
-            return concepts_pb2.EmbedRegionsResult(item_id=item.item_id, error=error)
-        regions = concepts_pb2.Regions(embeddings=to_message(rows), map=to_message(MAP))
-        return concepts_pb2.EmbedRegionsResult(item_id=item.item_id, regions=regions)
-
-
-@dataclass(frozen=True)
-class Gateway:
-    """A running StudentsService with one student, and what it stands on."""
-
-    stub: students_pb2_grpc.StudentsServiceAsyncStub
-    blob_stub: students_pb2_grpc.BlobServiceAsyncStub
-    store: Store
-    world: World
-    concepts: MadeUpConcepts
-
-    async def version(self, alias: str = "head") -> pb.StudentVersion:
-        request = pb.GetStudentVersionRequest(name=f"{FRUIT}/versions/{alias}")
-        return (await self.stub.GetStudentVersion(request)).version
-
-    async def student(self) -> pb.Student:
-        return (await self.stub.GetStudent(pb.GetStudentRequest(name=FRUIT))).student
-
-    async def events(self) -> list[pb.StudentEvent]:
-        request = pb.ListStudentEventsRequest(student=FRUIT)
-        return list((await self.stub.ListStudentEvents(request)).events)
-
-
-@pytest.fixture
-async def gateway(world: World, store: Store) -> AsyncIterator[Gateway]:
-    students.publish(store, "default", "fruit", world.made)
-    concepts = MadeUpConcepts(world)
-    async with serving(
-        lambda server: concepts_pb2_grpc.add_ConceptsServiceServicer_to_server(concepts, server)
-    ) as channel:
-        peers = Peers.connect(GatewaySettings(student_address=world.address))
-        peers = replace(peers, concepts=concepts_pb2_grpc.ConceptsServiceStub(channel))
-        catalogue = load_catalogue()
-        servicer = StudentsServicer(store, world.blobs, peers, catalogue, max_batch_items=100)
-
-        def register(server: grpc.aio.Server) -> None:
-            students_pb2_grpc.add_StudentsServiceServicer_to_server(servicer, server)
-            students_pb2_grpc.add_BlobServiceServicer_to_server(BlobServicer(world.blobs), server)
-
-        async with serving(register) as own:
-            stub = students_pb2_grpc.StudentsServiceStub(own)
-            blob_stub = students_pb2_grpc.BlobServiceStub(own)
-            yield Gateway(stub, blob_stub, store, world, concepts)
-        await peers.close()
-
-
-async def refused(answer: Awaitable[object]) -> StillhouseError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await answer
-    return to_error(caught.value)
-
-
-def inline(world: World, count: int) -> list[items_pb2.ImageInput]:
-    chosen = list(world.photos.items())[:count]
-    return [items_pb2.ImageInput(item_id=name, data=data) for name, data in chosen]
-
-
-def up(
-    label: str = "Pink-Lady", concept: str = "long neck", factor: float = 2.0
-) -> pb.TuneStudentRequest:
-    edit = student_pb2.ConceptEdit(
-        label=label, concept=concept, direction=student_pb2.DIRECTION_UP, factor=factor
-    )
-    return pb.TuneStudentRequest(student=FRUIT, edits=[edit])
 
 
 def weight_of(version: pb.StudentVersion, label: str, concept: str) -> float:
