@@ -35,11 +35,14 @@ def generate(root: Path = ROOT) -> Path:
     arguments = ["protoc", *(f"-I{path}" for path in includes), *map(plugin, PLUGINS)]
     arguments += [f"--python_out={fresh}", f"--grpc_python_out={fresh}"]
     arguments += [f"--mypy_out=quiet:{fresh}", f"--mypy_grpc_out=quiet,only_async:{fresh}"]
+    # With comments, which generated code drops: the OpenAPI document quotes them.
+    arguments += ["--include_source_info", f"--descriptor_set_out={fresh / 'contract.binpb'}"]
     if protoc.main([*arguments, *sources]) != 0:
         raise RuntimeError("protoc failed; its messages are above")
     for folder in [path for path in fresh.rglob("*") if path.is_dir()]:
         (folder / "__init__.py").touch()
     (fresh / "stillhouse" / "py.typed").touch()
+    (fresh / "contract.binpb").rename(fresh / "stillhouse" / "contract.binpb")
     shutil.rmtree(out / "stillhouse", ignore_errors=True)
     (fresh / "stillhouse").rename(out / "stillhouse")
     fresh.rmdir()

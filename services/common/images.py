@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares (0 to 1) of the upright image."""
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Reason = Literal[
@@ -167,9 +170,24 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     return upright
 
 
-def thumbnail(data: bytes, max_px: int, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """WebP bytes of the image fitted into a square of ``max_px``. Raises ImageError."""
+def crop(image: Image.Image, box: Box) -> Image.Image:
+    """The part of an image that a box holds, at least one pixel of it."""
+    left = min(math.floor(box[0] * image.width), image.width - 1)
+    top = min(math.floor(box[1] * image.height), image.height - 1)
+    right = max(math.ceil(box[2] * image.width), left + 1)
+    bottom = max(math.ceil(box[3] * image.height), top + 1)
+    return image.crop((left, top, right, bottom))
+
+
+def thumbnail(
+    data: bytes, max_px: int, limits: Limits = DEFAULT_LIMITS, *, box: Box | None = None
+) -> bytes:
+    """WebP bytes of the image, or of a box of it, fitted into a square of ``max_px``; never
+    enlarged. Raises ImageError.
+    """
     image = decode(data, limits)
+    if box is not None:
+        image = crop(image, box)
     image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "WEBP", quality=80, method=2)

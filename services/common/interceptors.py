@@ -30,6 +30,11 @@ else:
 """The context a servicer method gets; gRPC's class takes parameters in its stubs alone."""
 
 
+def is_request_id(text: str) -> bool:
+    """Return whether a caller's request id can go into logs and headers as it is."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler: whatever it raises ends as one rich status, never as a stack trace."""
 
@@ -43,9 +48,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return None
         metadata = dict(handler_call_details.invocation_metadata or ())
         given = str(metadata.get(REQUEST_ID, ""))
-        call = _Call(
-            str(handler_call_details.method), given if _REQUEST_ID.fullmatch(given) else ""
-        )
+        call = _Call(str(handler_call_details.method), given if is_request_id(given) else "")
         return _wrap(handler, call)
 
 

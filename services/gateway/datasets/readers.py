@@ -6,7 +6,6 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -16,6 +15,7 @@ import fsspec
 from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue
 from services.common.errors import InvalidInput, NotFound, PeerUnavailable, Precondition
+from services.common.hosts import is_loopback
 from services.gateway.datasets.builtin import BuiltinSource
 from services.gateway.datasets.entries import Source, shown
 from services.gateway.datasets.layouts import TreeSource
@@ -43,11 +43,7 @@ class UriPolicy:
     @classmethod
     def for_host(cls, host: str, file_roots: Sequence[Path] = ()) -> UriPolicy:
         """Return the policy of a gateway that listens on `host`."""
-        try:
-            loopback = ip_address(host).is_loopback
-        except ValueError:
-            loopback = host == "localhost"
-        return cls(loopback, tuple(file_roots))
+        return cls(is_loopback(host), tuple(file_roots))
 
     def check(self, uri: str) -> None:
         """Raise InvalidInput for a malformed URI, Precondition for one that is not allowed."""

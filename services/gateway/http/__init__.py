@@ -1,1 +1,1 @@
-"""The contract over HTTP: JSON from the annotations, server-sent events, upload, thumbnails, pages."""
+"""The contract over HTTP: JSON from its annotations, events, upload, thumbnails and the pages."""

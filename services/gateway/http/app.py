@@ -2,43 +2,88 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import json
+
 import grpc.aio
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
+from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
-from services.common import logs
-from services.common.errors import StillhouseError
-from services.gateway.http import statuses
+from services.common.errors import Internal, StillhouseError
+from services.common.images import Limits
+from services.gateway.datasets_servicer import MAX_ARCHIVE_BYTES
+from services.gateway.http import calls, openapi, payloads, statuses, uploads
 from services.gateway.http.calls import BodyTooLarge, Caller
+from services.gateway.http.guards import Guards
 from services.gateway.http.pages import Pages
 from services.gateway.http.rules import Rules
+from services.gateway.http.thumbnails import Thumbnails
 from services.gateway.http.transcode import Transcoder
 from services.gateway.settings import GatewaySettings
 
-_log = logs.get(__name__)
-_ANY = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+_ANY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+_PROJECT = "/v1/projects/{project}"
 
 
-def make_app(settings: GatewaySettings, channel: grpc.aio.Channel) -> Starlette:
+def make_app(
+    settings: GatewaySettings,
+    channel: grpc.aio.Channel,
+    *,
+    max_archive_bytes: int = MAX_ARCHIVE_BYTES,
+) -> ASGIApp:
     """Return the application that answers over a channel to the gateway itself."""
     caller = Caller(channel)
+    limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
+    upload = uploads.Uploads(caller, max_bytes=max_archive_bytes)
+    thumbnails = Thumbnails(caller, limits)
     transcoder = Transcoder(caller, Rules(), max_body_bytes=settings.max_message_bytes)
     routes = [
+        Route("/openapi.json", _openapi),
+        Route("/v1/info", functools.partial(_info, caller, max_archive_bytes)),
+        Route(f"{_PROJECT}/archives", upload.__call__, methods=["POST"]),
+        Route(f"{_PROJECT}/images/{{digest}}", thumbnails.__call__, methods=["GET"]),
         Route("/v1/{rest:path}", transcoder.__call__, methods=_ANY),
         Route("/{rest:path}", Pages().__call__, methods=["GET"]),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={
             grpc.aio.AioRpcError: _failed,
             StillhouseError: _failed,
             BodyTooLarge: _too_large,
             ClientDisconnect: _left,
+            405: _wrong_verb,
             Exception: _broken,
         },
     )
+    return Guards(app, settings.http_host or settings.host, settings.allowed_hosts)
+
+
+async def _openapi(request: Request) -> Response:
+    return Response(
+        await asyncio.to_thread(_document),
+        headers={"Cache-Control": "no-cache"},
+        media_type="application/json",
+    )
+
+
+@functools.cache
+def _document() -> bytes:
+    return json.dumps(openapi.document(), separators=(",", ":")).encode()
+
+
+async def _info(caller: Caller, max_archive_bytes: int, request: Request) -> Response:
+    stub = info_pb2_grpc.InfoServiceStub(caller.channel)
+    metadata = calls.metadata(request)
+    answer = await stub.GetInfo(info_pb2.GetInfoRequest(), metadata=metadata, timeout=calls.CALL_S)
+    found = {**json.loads(payloads.dump(answer)), "maxArchiveBytes": str(max_archive_bytes)}
+    headers = {"Cache-Control": "no-store"}
+    return Response(json.dumps(found), headers=headers, media_type="application/json")
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -46,14 +91,20 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _too_large(request: Request, error: Exception) -> Response:
-    said = statuses.make("INVALID_ARGUMENT", str(error), reason="BODY_TOO_LARGE")
-    return statuses.response(said, http=413)
+    return uploads.refuse(statuses.of(error), http=413)
 
 
 async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
+async def _wrong_verb(request: Request, error: Exception) -> Response:
+    said = f"{request.method} is not a method of {request.url.path[:200]}"
+    response = statuses.response(statuses.make("UNIMPLEMENTED", said), http=405)
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
+
+
 async def _broken(request: Request, error: Exception) -> Response:
-    _log.error("unexpected error", path=request.url.path, exc_info=error)
-    return statuses.response(statuses.make("INTERNAL", "internal error"))
+    said = f"internal error; quote request id {request.state.request_id}"
+    return statuses.response(Internal(said).to_status())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -21,12 +20,11 @@ CALL_S = 600.0
 """Deadline of a call with one answer; a cold model may have to load first."""
 _PASSED = ("authorization", "cookie")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def metadata(request: Request) -> tuple[tuple[str, str], ...]:
     """Return the metadata of the calls that a request leads to: who asks, and the request id."""
-    found = [(REQUEST_ID, request_id(request))]
+    found = [(REQUEST_ID, str(request.state.request_id))]
     for name in _PASSED:
         value = request.headers.get(name)
         if value is None:
@@ -37,18 +35,15 @@ def metadata(request: Request) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def request_id(request: Request) -> str:
-    """Return the id of a request: the caller's where it is one, else a new one, kept with it."""
-    if not hasattr(request.state, "request_id"):
-        given = request.headers.get(REQUEST_ID, "")
-        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    return str(request.state.request_id)
+def check_length(request: Request, limit_bytes: int) -> None:
+    """Raise BodyTooLarge where the header already says so."""
+    if int(request.headers.get("content-length") or 0) > limit_bytes:
+        raise BodyTooLarge(limit_bytes)
 
 
 async def body_of(request: Request, limit_bytes: int) -> bytes:
     """Return a request's body. Raises BodyTooLarge."""
-    if int(request.headers.get("content-length") or 0) > limit_bytes:
-        raise BodyTooLarge(limit_bytes)
+    check_length(request, limit_bytes)
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
@@ -58,12 +53,13 @@ async def body_of(request: Request, limit_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-class BodyTooLarge(Exception):
+class BodyTooLarge(InvalidInput):
     """The body is over `limit_bytes`."""
+
+    reason = "BODY_TOO_LARGE"
 
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the body is over the limit of {limit_bytes:,} bytes")
-        self.limit_bytes = limit_bytes
 
 
 class Caller:

@@ -19,7 +19,6 @@ from google.rpc import error_details_pb2  # noqa: F401  registers the details of
 from services.common.errors import InvalidInput
 from services.gateway.http.rules import Rule, field_of
 
-_MESSAGE = FieldDescriptor.TYPE_MESSAGE
 _TRUTH = {"true": True, "false": False}
 _LARGE_BYTES = 1 << 16
 
@@ -53,9 +52,7 @@ def _to_request(
     given = _query(rule.method.input_type, query)
     if rule.has_body:
         if given:
-            raise InvalidInput(
-                "send the fields in the body, not in the query", field=next(iter(given))
-            )
+            raise InvalidInput("send fields in the body, not the query", field=next(iter(given)))
         given = _object(body)
     elif body:
         raise InvalidInput(f"{rule.verb} takes no body")
@@ -86,7 +83,7 @@ def _query(message: Descriptor, query: Iterable[tuple[str, str]]) -> dict[str, A
         into, kind, parts = found, message, name.split(".")
         for part in parts[:-1]:
             field = _field(kind, part, name)
-            if field.type != _MESSAGE or field.is_repeated:
+            if field.message_type is None or field.is_repeated:
                 raise InvalidInput(f"{name}: {part} has no fields of its own", field=name)
             into, kind = into.setdefault(field.name, {}), field.message_type
         _put(into, _field(kind, parts[-1], name), name, text)
@@ -101,7 +98,7 @@ def _field(message: Descriptor, part: str, name: str) -> FieldDescriptor:
 
 
 def _put(into: dict[str, Any], field: FieldDescriptor, name: str, text: str) -> None:
-    if field.type == _MESSAGE:
+    if field.message_type is not None:
         raise InvalidInput(f"{name}: a query carries single values only", field=name)
     value: Any = text
     if field.type == FieldDescriptor.TYPE_BOOL:

@@ -37,7 +37,7 @@ def http_code(code: int) -> int:
 
 
 def make(code: str, message: str, *, reason: str = "") -> status_pb2.Status:
-    """Return a status of the edge's own, for what gRPC has no error: `make("UNAUTHENTICATED", ..)`."""
+    """Return a status of the edge's own, where no call was made; `code` is gRPC's name of it."""
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=reason or code, domain="stillhouse"))
     return status_pb2.Status(code=_NAMES[code], message=message, details=[info])
@@ -81,5 +81,6 @@ def _retry_s(status: status_pb2.Status) -> int:
     info = error_details_pb2.RetryInfo()
     for detail in status.details:
         if detail.Unpack(info):
-            return max(1, math.ceil(info.retry_delay.seconds + info.retry_delay.nanos / 1e9))
+            delay_s = float(info.retry_delay.seconds) + float(info.retry_delay.nanos) / 1e9
+            return max(1, math.ceil(delay_s))
     return 1

@@ -6,7 +6,7 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 from starlette.responses import Response
 
-from services.gateway.http import calls, payloads, statuses
+from services.gateway.http import calls, payloads, statuses, streams
 from services.gateway.http.calls import Caller
 from services.gateway.http.rules import Rule, Rules
 
@@ -36,6 +36,11 @@ class Transcoder:
             return statuses.response(said, http=415)
         query = request.query_params.multi_items()
         message = await payloads.to_request(rule, fields, query, body)
+        if rule.bytes_field:
+            digest = fields.get("digest", "")
+            return await streams.file(self._caller, rule, message, request, digest)
+        if rule.is_stream:
+            return await streams.events(self._caller, rule, message, request)
         return await self._answer(rule, message, request)
 
     async def _answer(self, rule: Rule, message: Message, request: Request) -> Response:
