@@ -1,0 +1,125 @@
+/** The calls with which data become a student: datasets, teachers, concept sets, jobs. */
+
+import { ApiError, call, query } from "../api/client";
+import { newId } from "../api/students";
+import type { Dataset, DistillationJob } from "../api/types";
+
+/** A model that can teach, or the backbone of one. */
+export interface Model {
+  name: string;
+  licence: string;
+  imageClassifier?: { classes: string[]; singleLabel: boolean; featureDim: number; trunk: string } | null;
+}
+
+export interface ConceptSet {
+  name: string;
+  digest: string;
+  words?: string[];
+  builtIn: boolean;
+}
+
+/** What a concept job is asked for; proto3 JSON of ConceptJobSpec. */
+export interface ConceptSpec {
+  dataset: string;
+  teacher: string;
+  conceptSet?: string;
+  concepts?: string[];
+  studentId?: string;
+  nec?: number;
+  seed?: string;
+}
+
+/** What a teacher-head job is asked for; proto3 JSON of TeacherHeadJobSpec. */
+export interface HeadSpec {
+  dataset: string;
+  backbone: string;
+  modelId?: string;
+}
+
+export type Spec = { concept: ConceptSpec } | { teacherHead: HeadSpec };
+
+export interface JobEstimate {
+  itemCount: string;
+  cachedItemCount: string;
+  durationS: number;
+  storedBytes: string;
+  conceptCount: number;
+}
+
+const PAGE = 1000;
+const ALREADY_EXISTS = 6;
+
+const root = (project: string): string => `/v1/projects/${encodeURIComponent(project)}`;
+
+export async function listDatasets(project: string, signal?: AbortSignal): Promise<Dataset[]> {
+  return await pages(`${root(project)}/datasets`, "datasets", signal);
+}
+
+export async function listTeachers(project: string, signal?: AbortSignal): Promise<Model[]> {
+  return await pages(`${root(project)}/models`, "models", signal);
+}
+
+export async function listJobs(project: string, signal?: AbortSignal): Promise<DistillationJob[]> {
+  return await pages(`${root(project)}/distillationJobs`, "jobs", signal);
+}
+
+export async function listConceptSets(project: string, signal?: AbortSignal): Promise<ConceptSet[]> {
+  const answer = await call<{ conceptSets: ConceptSet[] }>("GET", `${root(project)}/conceptSets`, undefined, signal);
+  return answer.conceptSets;
+}
+
+export async function getDataset(name: string): Promise<Dataset> {
+  return (await call<{ dataset: Dataset }>("GET", `/v1/${name}`)).dataset;
+}
+
+/** Makes a dataset of an uploaded archive or a URI. Where `reuse` is set, one of that name is taken as it is. */
+export async function createDataset(
+  project: string,
+  datasetId: string,
+  source: { uri: string } | { archive: { digest: string } },
+  reuse = false,
+): Promise<Dataset> {
+  try {
+    const body = { datasetId, ...source, requestId: newId() };
+    return (await call<{ dataset: Dataset }>("POST", `${root(project)}/datasets`, body)).dataset;
+  } catch (error) {
+    if (!reuse || !(error instanceof ApiError) || error.code !== ALREADY_EXISTS) throw error;
+    return await getDataset(`projects/${project}/datasets/${datasetId}`);
+  }
+}
+
+export async function estimateJob(project: string, spec: Spec, signal?: AbortSignal): Promise<JobEstimate> {
+  return await call("POST", `${root(project)}/distillationJobs:estimate`, { job: spec }, signal);
+}
+
+/** Starts a job. The same `requestId` with the same job returns the one already there. */
+export async function createJob(project: string, spec: Spec, requestId: string): Promise<DistillationJob> {
+  const body = { job: spec, requestId };
+  return (await call<{ job: DistillationJob }>("POST", `${root(project)}/distillationJobs`, body)).job;
+}
+
+export async function getJob(name: string): Promise<DistillationJob> {
+  return (await call<{ job: DistillationJob }>("GET", `/v1/${name}`)).job;
+}
+
+export async function cancelJob(name: string): Promise<DistillationJob> {
+  const body = { requestId: newId() };
+  return (await call<{ job: DistillationJob }>("POST", `/v1/${name}:cancel`, body)).job;
+}
+
+export async function createConceptSet(project: string, conceptSetId: string, words: string[]): Promise<ConceptSet> {
+  const body = { conceptSetId, words, requestId: newId() };
+  return (await call<{ conceptSet: ConceptSet }>("POST", `${root(project)}/conceptSets`, body)).conceptSet;
+}
+
+/** Reads a list page by page. */
+export async function pages<T>(path: string, field: string, signal?: AbortSignal): Promise<T[]> {
+  const found: T[] = [];
+  let pageToken = "";
+  do {
+    const answer = await call<Record<string, unknown>>("GET", path + query({ pageSize: PAGE, pageToken }), undefined, signal);
+    found.push(...((answer[field] as T[] | undefined) ?? []));
+    pageToken = (answer.nextPageToken as string | undefined) ?? "";
+  } while (pageToken);
+  return found;
+}

@@ -1,0 +1,108 @@
+/** Pure rules of the job form: which teacher fits, what a form means as a job, times as people say them. */
+
+import type { Dataset, DistillationJob } from "../api/types";
+import type { ConceptSpec, HeadSpec, Model } from "./calls";
+
+/** Value of the teacher choice that means: train one on this data. */
+export const TRAIN = "train";
+export const DEFAULT_BACKBONE = "efficientnet-lite0";
+export const DEFAULT_WEIGHTS = 30;
+
+/** What somebody has filled in. */
+export interface Form {
+  teacher: string;
+  backbone: string;
+  conceptSet: string;
+  words: string;
+  studentId: string;
+  weights: number;
+}
+
+/** Returns the models that jobs trained on this dataset, or on one with the same classes; newest first. */
+export function trainedFor(dataset: Dataset, datasets: readonly Dataset[], jobs: readonly DistillationJob[]): string[] {
+  const classes = JSON.stringify(dataset.classes);
+  const same = new Set(datasets.filter((one) => JSON.stringify(one.classes) === classes).map((one) => one.name));
+  same.add(dataset.name);
+  const made = jobs.filter((job) => job.model && same.has(String(job.teacherHead?.dataset ?? "")));
+  return [...new Set(made.map((job) => job.model))];
+}
+
+/** Returns the models that no job made: networks whose features a teacher can be trained on. */
+export function backbones(models: readonly Model[], jobs: readonly DistillationJob[]): Model[] {
+  const made = new Set(jobs.map((job) => job.model).filter(Boolean));
+  return models.filter((model) => !made.has(model.name));
+}
+
+/** Returns the words of a text, one per line or comma; each once, in their order. */
+export function wordsOf(text: string): string[] {
+  const words = text.split(/[\n,;]+/).map((word) => word.trim().replace(/\s+/g, " "));
+  return [...new Set(words.filter(Boolean))];
+}
+
+/** Returns the concept job of a form. */
+export function conceptSpec(form: Form, dataset: string, teacher: string): ConceptSpec {
+  const words = wordsOf(form.words);
+  return {
+    dataset,
+    teacher,
+    ...(form.conceptSet ? { conceptSet: form.conceptSet } : {}),
+    ...(words.length ? { concepts: words } : {}),
+    ...(form.studentId ? { studentId: form.studentId } : {}),
+    nec: form.weights,
+  };
+}
+
+/** Returns the teacher job of a form. */
+export function headSpec(form: Form, dataset: string): HeadSpec {
+  return { dataset, backbone: form.backbone };
+}
+
+/** Returns seconds as people say them: `40 s`, `3 min`, `1 h 20 min`. */
+export function duration(seconds: number): string {
+  if (seconds < 1) return "under a second";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  if (minutes < 60) return `${minutes} min`;
+  const rest = minutes % 60;
+  return `${Math.floor(minutes / 60)} h${rest ? ` ${rest} min` : ""}`;
+}
+
+/** Returns what is wrong with a name that the gateway would refuse; empty where nothing is. */
+export function idProblem(id: string): string {
+  if (/^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$/.test(id)) return "";
+  return "Use 1 to 63 of a–z, 0–9 and “-”, with a letter first and no “-” at the end.";
+}
+
+const STAGES: Record<string, string> = {
+  ingest: "Read the images",
+  check: "Check that everything fits",
+  estimate: "Measure how long it takes",
+  features: "Look at every image",
+  teacher_outputs: "Ask the teacher",
+  regions: "Look at every region",
+  concepts: "Prepare the concepts",
+  fit: "Fit the student",
+  publish: "Publish",
+};
+
+/** Returns a stage in words for people. */
+export const stageTitle = (stage: string): string => STAGES[stage] ?? stage.replaceAll("_", " ");
+
+/** Returns the stages of a kind of job in their order, so that those to come can be shown. */
+export function stagesOf(kind: "concept" | "teacherHead"): string[] {
+  return kind === "concept"
+    ? ["ingest", "check", "estimate", "teacher_outputs", "regions", "concepts", "fit", "publish"]
+    : ["ingest", "check", "features", "fit", "publish"];
+}
+
+const STATES: Record<string, string> = {
+  JOB_STATE_QUEUED: "waiting",
+  JOB_STATE_RUNNING: "running",
+  JOB_STATE_SUCCEEDED: "done",
+  JOB_STATE_FAILED: "failed",
+  JOB_STATE_CANCELLING: "being cancelled",
+  JOB_STATE_CANCELLED: "cancelled",
+};
+
+/** Returns a job's state in words. */
+export const stateTitle = (state: string): string => STATES[state] ?? "unknown";

@@ -1,0 +1,108 @@
+/** What the setup view works with: lists of the project and the job that is watched. */
+
+import type { Dataset, DistillationJob } from "../api/types";
+import { follow, isOver } from "../events";
+import * as calls from "./calls";
+import * as chain from "./chain";
+
+const MESSAGES = 300;
+const POLL_MS = 700;
+
+/** A project's datasets, teachers, concept sets and jobs. */
+export class Workshop {
+  datasets = $state.raw<Dataset[]>([]);
+  teachers = $state.raw<calls.Model[]>([]);
+  conceptSets = $state.raw<calls.ConceptSet[]>([]);
+  jobs = $state.raw<DistillationJob[]>([]);
+  loaded = $state(false);
+  problem = $state.raw<unknown>(undefined);
+
+  constructor(readonly project: string) {}
+
+  /** Reads all lists. What cannot be read is told in `problem`; the lists that came are kept. */
+  async load(): Promise<void> {
+    const [datasets, teachers, sets, jobs] = await Promise.allSettled([
+      calls.listDatasets(this.project),
+      calls.listTeachers(this.project),
+      calls.listConceptSets(this.project),
+      calls.listJobs(this.project),
+    ]);
+    if (datasets.status === "fulfilled") this.datasets = datasets.value;
+    if (teachers.status === "fulfilled") this.teachers = teachers.value;
+    if (sets.status === "fulfilled") this.conceptSets = sets.value;
+    if (jobs.status === "fulfilled") this.jobs = jobs.value;
+    const failed = [datasets, jobs, teachers, sets].find((one) => one.status === "rejected");
+    this.problem = failed?.reason;
+    this.loaded = true;
+  }
+
+  /** Puts a job's newest state into the list. */
+  put(job: DistillationJob): void {
+    const rest = this.jobs.filter((one) => one.name !== job.name);
+    this.jobs = rest.length === this.jobs.length ? [job, ...rest] : this.jobs.map((one) => (one.name === job.name ? job : one));
+  }
+
+  /** Puts a dataset's newest state into the list. */
+  putDataset(dataset: Dataset): void {
+    this.datasets = [dataset, ...this.datasets.filter((one) => one.name !== dataset.name)];
+  }
+
+  /** Asks for a dataset until it is read, or could not be. */
+  async untilRead(name: string, signal: AbortSignal): Promise<Dataset> {
+    for (;;) {
+      const dataset = await calls.getDataset(name);
+      this.putDataset(dataset);
+      if (dataset.state !== "DATASET_STATE_CREATING" || signal.aborted) return dataset;
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+  }
+}
+
+/** Watches one job at a time. */
+export class Watch {
+  job = $state.raw<DistillationJob | undefined>(undefined);
+  messages = $state.raw<{ time: string; text: string }[]>([]);
+  connected = $state(true);
+  refused = $state("");
+  private stop: () => void = () => undefined;
+
+  /** `onChange` gets every state of the job; its end is the last. */
+  constructor(private readonly onChange: (job: DistillationJob) => void) {}
+
+  /** Watches a job, from its first event on. */
+  start(job: DistillationJob): void {
+    if (this.job?.name === job.name && !this.refused) return;
+    this.end();
+    this.job = job;
+    this.stop = follow<DistillationJob>(job.name, {
+      onEvent: ({ job: now, message, eventTime }) => {
+        this.job = now;
+        if (message) this.messages = [...this.messages.slice(1 - MESSAGES), { time: eventTime, text: message }];
+        this.onChange(now);
+      },
+      onConnection: (connected) => (this.connected = connected),
+      onRefused: (message) => (this.refused = message),
+    });
+  }
+
+  /** Watches nothing. */
+  end(): void {
+    this.stop();
+    this.job = undefined;
+    this.messages = [];
+    this.connected = true;
+    this.refused = "";
+  }
+}
+
+/** Starts the student that waited for a teacher, if one did. */
+export async function startFollowing(project: string, job: DistillationJob): Promise<DistillationJob | undefined> {
+  const next = chain.due(job);
+  if (!next) {
+    if (isOver(job.state)) chain.forget(job.name);
+    return undefined;
+  }
+  const started = await calls.createJob(project, next.spec, next.requestId);
+  chain.forget(job.name);
+  return started;
+}
