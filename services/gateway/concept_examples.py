@@ -1,4 +1,4 @@
-"""The images and regions of a student's data where a concept is strongest."""
+"""Where concepts are strongest in a student's data, and how present in each class. Blocking."""
 
 from __future__ import annotations
 
@@ -17,8 +17,18 @@ from services.common.manifest import Manifest
 from services.common.presence import Presence, presence
 from services.common.shards import RegionTable, unpack_regions
 from services.common.tensors import Array
+from services.gateway.class_presence import class_marks, class_presences, seen_items
 from services.gateway.region_boxes import WHOLE, frame_of, region_box, upright_size
 from services.gateway.student_files import StudentFile
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words to look for and their embeddings [W, D]; `known` says which the student has."""
+
+    names: Sequence[str]
+    text: Array
+    known: Sequence[bool]
 
 
 @dataclass(frozen=True, order=True)
@@ -31,38 +41,57 @@ class _Found:
     region_map: Array = field(compare=False)
 
 
-def strongest(
+def search(
     blobs: BlobStore,
     project: str,
     student: StudentFile,
-    words: Sequence[str],
+    words: Words,
     *,
     label: str,
     count: int,
     spec: InputSpec | None,
-) -> list[pb.ConceptExample]:
-    """Return up to `count` examples per word, strongest first, all above zero. Blocking.
+) -> pb.ListConceptExamplesResponse:
+    """Return up to `count` examples per word, strongest first, all above zero, and presences.
 
-    Region shards are read one at a time. `label` limits them to images of one class; empty takes
-    all.
-    Raises InvalidInput for a word or class that the student does not have.
+    Region shards are read one at a time. `label` limits the examples to images of one class; empty
+    takes all. Presences are those of train and val, in every class.
+    Raises InvalidInput for a class that the student does not have.
     """
-    columns = [student.concept_index(word, field="concepts") for word in words]
     manifest = Manifest.from_bytes(blobs.get(project, str(_data(student)["manifest"])))
     allowed = _allowed(manifest, label, student)
-    best: list[list[_Found]] = [[] for _ in words]
+    best: list[list[_Found]] = [[] for _ in words.names]
+    values = np.zeros((len(manifest.items), len(words.names)), np.float32)
+    valid = np.zeros(len(manifest.items), bool)
     first = 0
     for digest in _data(student)["region_shards"]:
         table = unpack_regions([blobs.get(project, str(digest))])
-        items = np.flatnonzero(table.valid & allowed[first : first + len(table.valid)])
+        items = np.flatnonzero(table.valid)
         if len(items):
-            scores = _presence(table, items, student, columns)
-            _keep(best, scores, table, items, first, count)
+            scores = _presence(table, items, student, words.text)
+            values[first + items], valid[first + items] = scores.values, True
+            _keep(best, scores, table, (items, allowed[first + items]), first, count)
         first += len(table.valid)
-    return [
+    examples = [
         _example(blobs, project, manifest, word, found, spec)
-        for word, kept in zip(words, best, strict=True)
+        for word, kept in zip(words.names, best, strict=True)
         for found in sorted(kept, reverse=True)
+    ]
+    presences = _presences(manifest, student, words, values, valid)
+    return pb.ListConceptExamplesResponse(examples=examples, presences=presences)
+
+
+def _presences(
+    manifest: Manifest, student: StudentFile, words: Words, values: Array, valid: Array
+) -> list[pb.ConceptPresence]:
+    seen = seen_items(manifest, valid)
+    marks = class_marks(manifest, student.classes)[seen]
+    return [
+        pb.ConceptPresence(
+            concept=word,
+            known=words.known[at],
+            classes=class_presences(values[seen, at], marks, student.classes),
+        )
+        for at, word in enumerate(words.names)
     ]
 
 
@@ -81,15 +110,13 @@ def _allowed(manifest: Manifest, label: str, student: StudentFile) -> Array:
     return np.array([wanted in item.labels for item in manifest.items], bool)
 
 
-def _presence(
-    table: RegionTable, items: Array, student: StudentFile, columns: Sequence[int]
-) -> Presence:
+def _presence(table: RegionTable, items: Array, student: StudentFile, text: Array) -> Presence:
     rows = [table.item(i)[:1] if student.whole_image_only else table.item(i) for i in items]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     return presence(
         np.concatenate(rows),
         offsets,
-        student.text[list(columns)],
+        text,
         student.image_mean,
         student.text_mean,
     )
@@ -99,13 +126,17 @@ def _keep(
     best: list[list[_Found]],
     scores: Presence,
     table: RegionTable,
-    items: Array,
+    scored: tuple[Array, Array],
     first: int,
     count: int,
 ) -> None:
-    """Put a shard's strongest images into the heaps of `count` each."""
+    """Put a shard's strongest images into the heaps of `count` each.
+
+    `scored` is the items' numbers in the shard, and which of them may be shown.
+    """
+    items, allowed = scored
     for column, heap in enumerate(best):
-        values = scores.values[:, column]
+        values = np.where(allowed, scores.values[:, column], 0.0)
         for at in np.argsort(-values, kind="stable")[:count]:
             if values[at] <= 0:
                 break

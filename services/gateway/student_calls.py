@@ -4,7 +4,7 @@ StudentService."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -124,7 +124,11 @@ class StudentCalls:
             request = concepts_pb2.EmbedRegionsRequest(encoder=student.encoder, items=chunk)
             method = self._peers.concepts.EmbedRegions
             response = await self._peers.ask(method, request, timeout_s=_EMBED_S)
-            _check_encoder(student.file, response)
+            now = {
+                "encoder_digest": response.encoder_digest,
+                "region_digest": response.region_digest,
+            }
+            check_encoder(student.file, now)
             found += [_outcome(result) for result in response.results]
         if len(found) != len(items):
             raise Internal("the encoder answered with another number of items")
@@ -156,12 +160,11 @@ async def _chunks(
         yield chunk
 
 
-def _check_encoder(file: StudentFile, response: concepts_pb2.EmbedRegionsResponse) -> None:
-    """Raise Precondition where the encoder or its regions are not those of the training."""
-    now = {
-        "encoder_digest": response.encoder_digest,
-        "region_digest": response.region_digest,
-    }
+def check_encoder(file: StudentFile, now: Mapping[str, str]) -> None:
+    """Raise Precondition where the encoder or its regions are not those of the training.
+
+    `now` holds digests by their name in the student's provenance.
+    """
     differences = {
         key: f"{got[:12]} instead of {file.provenance[key][:12]}"
         for key, got in now.items()

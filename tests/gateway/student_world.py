@@ -76,6 +76,13 @@ class World:
     photos: dict[str, bytes]
 
 
+def text_of(text: str) -> Array:
+    """A word's made-up embedding: any direction, the same each time."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    row = np.random.default_rng(seed).normal(size=WIDTH)
+    return np.asarray(row / np.linalg.norm(row), "<f2")
+
+
 def make_regions(rng: np.random.Generator, text: Array, label: int) -> Array:
     """Whole image and segments; segment 1 + label % 3 shows the class's own concept."""
     rows = rng.normal(0, 0.2, (1 + SEGMENTS, WIDTH))
@@ -182,6 +189,7 @@ class MadeUpConcepts(concepts_pb2_grpc.ConceptsServiceServicer):
         self.world = world
         self.encoder_digest = "e" * 64
         self.largest_batch = 0
+        self.asked_texts: list[str] = []
 
     async def EmbedRegions(
         self, request: concepts_pb2.EmbedRegionsRequest, context: Any
@@ -190,6 +198,16 @@ class MadeUpConcepts(concepts_pb2_grpc.ConceptsServiceServicer):
         self.largest_batch = max(self.largest_batch, len(request.items))
         return concepts_pb2.EmbedRegionsResponse(
             results=[self._one(item) for item in request.items], encoder_digest=self.encoder_digest
+        )
+
+    async def EmbedTexts(
+        self, request: concepts_pb2.EmbedTextsRequest, context: Any
+    ) -> concepts_pb2.EmbedTextsResponse:
+        assert request.encoder == ENCODER
+        self.asked_texts += request.texts
+        rows = np.stack([text_of(text) for text in request.texts])
+        return concepts_pb2.EmbedTextsResponse(
+            embeddings=to_message(rows), encoder_digest=self.encoder_digest
         )
 
     async def ExportEncoder(

@@ -25,7 +25,6 @@ from services.common.errors import (
     PeerUnavailable,
     Precondition,
 )
-from services.common.presence import presence
 from services.common.tensors import from_message
 from services.gateway import students
 from services.gateway.peers import Peers
@@ -40,7 +39,6 @@ from tests.gateway.student_world import (
     FRUIT,
     SEGMENTS,
     Gateway,
-    N,
     World,
     inline,
     made,
@@ -157,36 +155,6 @@ async def test_another_encoder_than_the_students_is_refused(gateway: Gateway) ->
     error = await refused(gateway.stub.PredictImages(request))
     assert isinstance(error, Precondition)
     assert "encoder" in error.message
-
-
-async def test_examples_are_the_strongest_images(gateway: Gateway) -> None:
-    request = pb.ListConceptExamplesRequest(student=FRUIT, concepts=CONCEPTS[:2], page_size=5)
-    examples = (await gateway.stub.ListConceptExamples(request)).examples
-    assert [one.concept for one in examples] == [CONCEPTS[0]] * 5 + [CONCEPTS[1]] * 5
-    version = await gateway.version()
-    file = StudentFiles(gateway.world.blobs).load(
-        "default", version.student_ref.weights_digest, version.student_ref.card_digest
-    )
-    rows = list(gateway.world.regions.values())
-    offsets = np.arange(N + 1) * (1 + SEGMENTS)
-    truth = presence(
-        np.concatenate(rows), offsets, file.text, file.image_mean, file.text_mean
-    ).values
-    for column in (0, 1):
-        shown = [one.presence for one in examples if one.concept == CONCEPTS[column]]
-        assert shown == pytest.approx(np.sort(truth[:, column])[::-1][:5], abs=1e-6)
-    for one in examples:
-        assert hashlib.sha256(gateway.world.photos[one.item.item_id]).hexdigest() == one.item.digest
-        assert 0 <= one.box.left < one.box.right <= 1
-
-
-async def test_examples_of_one_class(gateway: Gateway) -> None:
-    request = pb.ListConceptExamplesRequest(
-        student=FRUIT, concepts=["red skin"], label="Pear", page_size=100
-    )
-    examples = (await gateway.stub.ListConceptExamples(request)).examples
-    assert examples
-    assert {one.item.item_id.split("/")[0] for one in examples} == {"Pear"}
 
 
 async def test_tuning_makes_a_version_and_undo_restores_the_weights(gateway: Gateway) -> None:
@@ -347,7 +315,7 @@ async def test_bad_calls(gateway: Gateway) -> None:
         stub.ExplainImages(pb.ExplainImagesRequest(student=FRUIT, items=items, label="Plum")),
         stub.ExplainImages(pb.ExplainImagesRequest(student=FRUIT, items=items, top=-1)),
         stub.ListConceptExamples(pb.ListConceptExamplesRequest(student=FRUIT)),
-        stub.ListConceptExamples(pb.ListConceptExamplesRequest(student=FRUIT, concepts=["x"])),
+        stub.ListConceptExamples(pb.ListConceptExamplesRequest(student=FRUIT, concepts=[" "])),
         stub.ListStudents(pb.ListStudentsRequest(project="default", page_size=-1)),
         stub.CompareStudentVersions(pb.CompareStudentVersionsRequest(student=FRUIT)),
         stub.GetStudent(pb.GetStudentRequest(name="projects/default/datasets/fruit")),
