@@ -137,6 +137,7 @@ def start_service(name: str, folder: Path, port: int, **environment: str) -> Ser
     given = {
         f"{prefix}_PORT": str(port),
         f"{prefix}_BLOB_URL": str(folder / "blobs"),
+        "GATEWAY_HTTP_PORT": "-1",
         **environment,
     }
     folder.mkdir(parents=True, exist_ok=True)

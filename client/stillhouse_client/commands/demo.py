@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import shlex
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from stillhouse_client.commands.watching import JobBars
 from stillhouse_client.demo import Demo, Plan, Story
 from stillhouse_client.names import DEFAULT_PROJECT
 from stillhouse_client.suite import state
-from stillhouse_client.suite.config import SuiteConfig
+from stillhouse_client.suite.config import SuiteConfig, default_web_url
 from stillhouse_client.suite.supervisor import Suite
 
 _ROWS = {
@@ -66,6 +68,7 @@ def demo(
     output.say(f"\n{output.seconds(report['wall_s'])} in all. Written:")
     for file in files:
         output.say(f"  {file}")
+    _print_workbench(report["workbench"])
 
 
 async def _run(
@@ -76,6 +79,7 @@ async def _run(
         story = await _tell(client, plan)
         story.step_s = {"start": round(up_s, 3), **story.step_s}
         report = await demo_report.build(client, story, time.monotonic() - started_s)
+        report["workbench"] = _workbench(config, project, plan)
         output.note("drawing the report")
         files = await _write(client, report, config.data_dir / "demo", started_s)
     return report, files
@@ -130,6 +134,29 @@ async def _write(
     path = folder / "report.json"
     path.write_text(json.dumps(report, indent=2))
     return [path, *files]
+
+
+def _workbench(config: SuiteConfig, project: str, plan: Plan) -> dict[str, str]:
+    """Return where the tuned student opens in a browser, and the command that has to run for it;
+    none where the suite goes on running."""
+    running = state.read(config.data_dir)
+    goes_on = running is not None and running.pid != os.getpid()
+    base = running.web if running and goes_on else default_web_url(config.port)
+    port = f" --port {config.port}" if config.port else ""
+    folder = f" --data-dir {shlex.quote(str(config.data_dir))}"
+    return {
+        "url": f"{base}#/p/{project}/s/{plan.name('fine')}/performance",
+        "command": "" if goes_on else f"stillhouse up{folder}{port}",
+    }
+
+
+def _print_workbench(workbench: dict[str, str]) -> None:
+    if workbench["command"]:
+        output.say("\nThe workbench shows all this and lets you tune. Start it, then open it:")
+        output.say(f"  {workbench['command']}")
+    else:
+        output.say("\nThe workbench shows all this and lets you tune. Open it:")
+    output.say(f"  {workbench['url']}")
 
 
 def _print_task(name: str, task: dict[str, Any]) -> None:

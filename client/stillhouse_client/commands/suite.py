@@ -18,13 +18,16 @@ from stillhouse_client.commands import output
 from stillhouse_client.commands.session import EXIT_FAILED, DataDir, Json
 from stillhouse_client.errors import ClientError, Conflict, ServerAway
 from stillhouse_client.suite import health, state
-from stillhouse_client.suite.config import DEFAULT_PORT, SuiteConfig
+from stillhouse_client.suite.config import DEFAULT_PORT, MAX_PORT, SuiteConfig
 from stillhouse_client.suite.supervisor import REDIS, Suite
 
 Port = Annotated[
     int,
     typer.Option(
-        "--port", min=0, max=65532, help="The gateway's; the services take the next three. 0: any."
+        "--port",
+        min=0,
+        max=MAX_PORT,
+        help="The gateway's; the services take the next three, the workbench 80 more. 0: any.",
     ),
 ]
 RedisUrl = Annotated[
@@ -81,11 +84,13 @@ def status(data_dir: DataDir = Path(".stillhouse"), as_json: Json = False) -> No
     running = state.read(data_dir)
     rows = asyncio.run(_health(running.members)) if running else []
     if as_json:
-        output.print_json({"running": running is not None, "services": rows})
+        web = {"web": running.web} if running else {}
+        output.print_json({"running": running is not None, "services": rows, **web})
     elif running is None:
         output.say(f"no suite is running in {data_dir}; start one with `stillhouse up`")
     else:
         print_members(rows)
+        output.say(f"workbench: {running.web}")
     if running is None or any(row["state"] != "serving" for row in rows):
         raise typer.Exit(EXIT_FAILED)
 
@@ -125,10 +130,11 @@ async def _up(config: SuiteConfig, *, as_json: bool) -> None:
         start.result()
         rows = await _health(suite.members)
         if as_json:
-            output.print_json({"running": True, "services": rows})
+            output.print_json({"running": True, "services": rows, "web": suite.web_url})
         else:
             print_members(rows)
             output.say(f"ready: gateway at {suite.address}. Ctrl-C stops everything.")
+            output.say(f"workbench: {suite.web_url}")
         ends: set[asyncio.Future[Any]] = {stop, suite.failed}
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if suite.failed.done():

@@ -15,8 +15,11 @@ from stillhouse_client.errors import Conflict
 SERVICES = ("teacher", "concepts", "student", "gateway")
 """In the order they stop last: the gateway drains first."""
 DEFAULT_PORT = 7100
+HTTP = "http"
+"""Name of the gateway's second port, of the workbench, among the ports."""
 HOST = "127.0.0.1"
-_OFFSET = {"gateway": 0, "teacher": 1, "concepts": 2, "student": 3}
+_OFFSET = {"gateway": 0, "teacher": 1, "concepts": 2, "student": 3, HTTP: 80}
+MAX_PORT = 65535 - max(_OFFSET.values())
 _UNIX_PATH_BYTES = 100
 
 
@@ -26,7 +29,8 @@ class SuiteConfig:
 
     data_dir: Path
     port: int = DEFAULT_PORT
-    """The gateway's; the others take the three after it. 0 lets the system choose four."""
+    """The gateway's; the others take the three after it, the workbench 80 more. 0 lets the system
+    choose all five."""
     redis_url: str = ""
     """A Redis to use; empty starts one."""
     database_url: str = ""
@@ -41,7 +45,7 @@ class SuiteConfig:
 
 
 def choose_ports(port: int) -> dict[str, int]:
-    """Return a free port per service. Raises Conflict where one of the fixed ones is taken."""
+    """Return a free port per service, and `HTTP`. Raises Conflict where a fixed one is taken."""
     if port == 0:
         return _free_ports()
     ports = {name: port + offset for name, offset in _OFFSET.items()}
@@ -53,6 +57,16 @@ def choose_ports(port: int) -> dict[str, int]:
             hint=f"end it, or choose other ports: `stillhouse up --port {port + 100}`",
         )
     return ports
+
+
+def web_url(ports: dict[str, int]) -> str:
+    """Return the address of the workbench."""
+    return f"http://{HOST}:{ports[HTTP]}/"
+
+
+def default_web_url(port: int = 0) -> str:
+    """Return the workbench's address of a suite on `port`; 0 means the default one."""
+    return web_url({HTTP: (port or DEFAULT_PORT) + _OFFSET[HTTP]})
 
 
 def environment(
@@ -71,6 +85,7 @@ def environment(
     if service == "gateway":
         database = config.database_url or f"sqlite:///{config.path('gateway.db')}"
         values |= {"GATEWAY_DATABASE_URL": database, "GATEWAY_REDIS_URL": redis_url}
+        values |= {"GATEWAY_HTTP_PORT": str(ports[HTTP])}
         values |= {
             f"GATEWAY_{name.upper()}_ADDRESS": f"{HOST}:{ports[name]}"
             for name in ("teacher", "concepts", "student")

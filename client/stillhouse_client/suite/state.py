@@ -27,6 +27,8 @@ class State:
     pid: int
     gateway: str
     members: list[Member] = field(default_factory=list)
+    web: str = ""
+    """Address of the workbench."""
 
 
 class Lock:
@@ -79,7 +81,7 @@ def read(data_dir: Path) -> State | None:
     try:
         raw = json.loads(_path(data_dir).read_text())
         members = [Member(**member) for member in raw["members"]]
-        return State(int(raw["pid"]), str(raw["gateway"]), members)
+        return State(int(raw["pid"]), str(raw["gateway"]), members, str(raw.get("web", "")))
     except (ValueError, KeyError, TypeError, OSError):
         return None
 

@@ -49,6 +49,11 @@ class Suite:
         return f"{configs.HOST}:{self._ports['gateway']}"
 
     @property
+    def web_url(self) -> str:
+        """Return the address of the workbench."""
+        return configs.web_url(self._ports)
+
+    @property
     def members(self) -> list[state.Member]:
         """Return the suite's processes."""
         return [
@@ -174,7 +179,8 @@ class Suite:
         self._lock.release()
 
     def _write_state(self) -> None:
-        state.write(self._config.data_dir, state.State(os.getpid(), self.address, self.members))
+        now = state.State(os.getpid(), self.address, self.members, self.web_url)
+        state.write(self._config.data_dir, now)
 
     def _address_of(self, name: str) -> str:
         return self._redis_url if name == REDIS else f"{configs.HOST}:{self._ports[name]}"
