@@ -15,6 +15,8 @@ StillhouseError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -53,20 +55,27 @@ class StillhouseError(Exception):
 
 
 class InvalidInput(StillhouseError):
-    """The request is malformed, out of range, undecodable or of a wrong shape."""
+    """The request is malformed, out of range, undecodable or of a wrong shape.
+
+    `violations` holds (field, why) where several fields are wrong; `field` alone stands for one.
+    """
 
     code = code_pb2.INVALID_ARGUMENT
     reason = "INVALID_INPUT"
 
-    def __init__(self, message: str, *, field: str = "") -> None:
+    def __init__(
+        self, message: str, *, field: str = "", violations: Sequence[tuple[str, str]] = ()
+    ) -> None:
         super().__init__(message)
         self.field = field
+        self.violations = violations or [(field, message)]
 
     def details(self) -> list[Message]:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=self.field, description=self.message
-        )
-        return [error_details_pb2.BadRequest(field_violations=[violation])]
+        found = [
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=why)
+            for field, why in self.violations
+        ]
+        return [error_details_pb2.BadRequest(field_violations=found)]
 
 
 class NotFound(StillhouseError):

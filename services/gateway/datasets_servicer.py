@@ -1,4 +1,4 @@
-"""DatasetService: create, upload, get and list datasets."""
+"""DatasetService: create, upload, correct, get and list datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.common.blobs import check_digest
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.interceptors import Context
 from services.common.manifest import SPLITS, Manifest
-from services.gateway.datasets import records
+from services.gateway.datasets import corrections, records
 from services.gateway.datasets.readers import Reading, check_uri
 from services.gateway.datasets.runner import IngestRunner, options_of
 from services.gateway.datasets.trees import archive_tree
@@ -66,6 +66,20 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
             digest, size = await asyncio.to_thread(self._keep, project, file)
         blob = items_pb2.BlobRef(digest=digest, size_bytes=size)
         return pb.UploadArchiveResponse(archive=blob)
+
+    async def CorrectLabels(
+        self, request: pb.CorrectLabelsRequest, context: Context
+    ) -> pb.CorrectLabelsResponse:
+        project, dataset_id = names.parse(request.dataset, "datasets", field="dataset")
+        names.check_id(request.dataset_id, field="dataset_id")
+
+        def work() -> pb.Dataset:
+            source = records.get(self._store, project, dataset_id)
+            return records.to_message(
+                corrections.correct(self._store, self._reading.blobs, source, request)
+            )
+
+        return pb.CorrectLabelsResponse(dataset=await asyncio.to_thread(work))
 
     async def GetDataset(
         self, request: pb.GetDatasetRequest, context: Context

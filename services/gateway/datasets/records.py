@@ -37,19 +37,27 @@ def _create(session: Session, request: pb.CreateDatasetRequest) -> tuple[Dataset
     key = (request.project, request.request_id, _METHOD, body)
     if (old := answered(session, *key)) is not None:
         return session.get_one(DatasetRow, int(old)), False
-    row = session.scalars(_select(request.project, request.dataset_id).with_for_update()).first()
-    if row is not None and row.state != "FAILED":
-        raise AlreadyExists(
-            f"dataset {name_of(row)} exists already; take another dataset_id",
-            resource=name_of(row),
-        )
-    row = row or DatasetRow(project=request.project, dataset_id=request.dataset_id)
+    row = claim(session, request.project, request.dataset_id)
     row.state, row.source_json = "CREATING", json_format.MessageToJson(request, indent=None)
     row.item_count, row.manifest_digest, row.result_json = 0, "", "{}"
     session.add(row)
     session.flush()
     record(session, *key, response=str(row.pk).encode())
     return row, True
+
+
+def claim(session: Session, project: str, dataset_id: str) -> DatasetRow:
+    """Return a row for a new dataset: that of a FAILED one of the same name, or one of its own.
+
+    Raises AlreadyExists where the name is taken.
+    """
+    row = session.scalars(_select(project, dataset_id).with_for_update()).first()
+    if row is not None and row.state != "FAILED":
+        raise AlreadyExists(
+            f"dataset {name_of(row)} exists already; take another dataset_id",
+            resource=name_of(row),
+        )
+    return row or DatasetRow(project=project, dataset_id=dataset_id)
 
 
 def get(store: Store, project: str, dataset_id: str) -> DatasetRow:
