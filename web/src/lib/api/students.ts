@@ -89,6 +89,17 @@ export async function explain(
   return (await call<Reply>("POST", `/v1/${studentName(project, student)}:explain`, request, signal)).results;
 }
 
+/** Regions of the student's data where concepts are strongest. */
+export async function conceptExamples(
+  project: string,
+  student: string,
+  request: { concepts: string[]; label: string; pageSize: number },
+  signal?: AbortSignal,
+): Promise<api.ConceptExample[]> {
+  const path = `/v1/${studentName(project, student)}/conceptExamples${query(request)}`;
+  return (await call<{ examples: api.ConceptExample[] }>("GET", path, undefined, signal)).examples;
+}
+
 export async function correctLabels(
   dataset: string,
   request: { datasetId: string; corrections: { itemId: string; labels: string[] }[]; requestId: string },

@@ -91,3 +91,6 @@ export interface DistillationJob {
   endTime?: string;
   etaS: number;
 }
+
+export interface ConceptExample { concept: string; item: { itemId: string; digest: string }; presence: number; box: RegionBox }
+export interface ConceptPresence { concept: string; known: boolean; classes: { label: string; meanPresence: number; auc: number }[] }
