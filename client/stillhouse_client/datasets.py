@@ -1,10 +1,10 @@
-"""Datasets: create from a URI or a local path, wait, list."""
+"""Datasets: create from a URI or a local path, correct, wait, list."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -55,6 +55,26 @@ class AsyncDatasets:
         else:
             request.uri = uri
         return (await self._transport.call(self._stub.CreateDataset, request)).dataset
+
+    async def correct(
+        self,
+        name: str,
+        dataset_id: str,
+        corrections: Mapping[str, Sequence[str]],
+        *,
+        request_id: str = "",
+    ) -> pb.Dataset:
+        """Make a dataset `dataset_id` that differs in the labels of some items, by item id."""
+        request = pb.CorrectLabelsRequest(
+            dataset=self.full(name),
+            dataset_id=dataset_id,
+            corrections=[
+                pb.LabelCorrection(item_id=item, labels=labels)
+                for item, labels in corrections.items()
+            ],
+            request_id=request_id or new_request_id(),
+        )
+        return (await self._transport.call(self._stub.CorrectLabels, request)).dataset
 
     async def upload(
         self, path: Path, *, progress: uploads.Progress | None = None

@@ -1,4 +1,4 @@
-"""Students: inspect, tune, undo, compare, promote, predict, explain, export."""
+"""Students: list them, what to do with their versions, predict, explain, export."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import students_pb2 as pb
-from stillhouse.gateway.v1 import students_pb2_grpc
 from stillhouse.student.v1 import student_pb2
 
-from stillhouse_client import images, names
+from stillhouse_client import images
 from stillhouse_client.pages import PAGE_SIZE, collect
-from stillhouse_client.transport import Transport, new_request_id
+from stillhouse_client.versions import AsyncVersions
 
 _COMPUTE_S = 120.0
 _EXPORT_S = 600.0
 _EXAMPLE_CONCEPTS = 256
 
 
-class AsyncStudents:
-    """What a client can do with students."""
-
-    def __init__(self, transport: Transport, project: str) -> None:
-        self._transport = transport
-        self._project = project
-        self._stub = students_pb2_grpc.StudentsServiceStub(transport.channel)
+class AsyncStudents(AsyncVersions):
+    """What a client can do with students and their versions."""
 
     async def get(self, name: str) -> pb.Student:
         """Return a student. Raises NotFound."""
@@ -42,77 +36,6 @@ class AsyncStudents:
             return [*page.students], page.next_page_token
 
         return await collect(fetch)
-
-    async def version(self, name: str, version: str = "head") -> pb.StudentVersion:
-        """Return a version with its weights by concept."""
-        request = pb.GetStudentVersionRequest(name=self.full_version(name, version))
-        return (await self._transport.call(self._stub.GetStudentVersion, request)).version
-
-    async def versions(self, name: str) -> Sequence[pb.StudentVersion]:
-        """Return a student's versions, oldest first."""
-
-        async def fetch(token: str) -> tuple[Sequence[pb.StudentVersion], str]:
-            request = pb.ListStudentVersionsRequest(
-                student=self.full(name), page_size=PAGE_SIZE, page_token=token
-            )
-            page = await self._transport.call(self._stub.ListStudentVersions, request)
-            return [*page.versions], page.next_page_token
-
-        return await collect(fetch)
-
-    async def tune(
-        self,
-        name: str,
-        edits: Iterable[student_pb2.ConceptEdit],
-        *,
-        base_version: str = "",
-        request_id: str = "",
-    ) -> pb.TuneStudentResponse:
-        """Apply edits together and make the result the head."""
-        request = pb.TuneStudentRequest(
-            student=self.full(name),
-            edits=edits,
-            base_version=self.full_version(name, base_version) if base_version else "",
-            request_id=request_id or new_request_id(),
-        )
-        return await self._transport.call(self._stub.TuneStudent, request, timeout_s=_COMPUTE_S)
-
-    async def undo(self, name: str, *, request_id: str = "") -> pb.StudentVersion:
-        """Make the parent of the head the head again."""
-        request = pb.UndoTuningRequest(
-            student=self.full(name), request_id=request_id or new_request_id()
-        )
-        return (await self._transport.call(self._stub.UndoTuning, request)).version
-
-    async def events(self, name: str) -> Sequence[pb.StudentEvent]:
-        """Return what was done to a student, oldest first."""
-
-        async def fetch(token: str) -> tuple[Sequence[pb.StudentEvent], str]:
-            request = pb.ListStudentEventsRequest(
-                student=self.full(name), page_size=PAGE_SIZE, page_token=token
-            )
-            page = await self._transport.call(self._stub.ListStudentEvents, request)
-            return [*page.events], page.next_page_token
-
-        return await collect(fetch)
-
-    async def compare(
-        self, name: str, first: str, second: str, *, split: str = ""
-    ) -> pb.CompareStudentVersionsResponse:
-        """Return the weights that differ between two versions and the metrics of both."""
-        request = pb.CompareStudentVersionsRequest(
-            student=self.full(name), first_version=first, second_version=second, split=split
-        )
-        return await self._transport.call(
-            self._stub.CompareStudentVersions, request, timeout_s=_COMPUTE_S
-        )
-
-    async def promote(self, name: str, version: str = "head") -> pb.Student:
-        """Set the version that predictions come from; `previous` rolls back."""
-        request = pb.PromoteStudentVersionRequest(
-            name=self.full_version(name, version), request_id=new_request_id()
-        )
-        return (await self._transport.call(self._stub.PromoteStudentVersion, request)).student
 
     async def predict(
         self, name: str, items: Iterable[items_pb2.ImageInput], *, version: str = ""
@@ -158,19 +81,29 @@ class AsyncStudents:
         self, name: str, concepts: Sequence[str], *, label: str = "", per_concept: int = 0
     ) -> Sequence[pb.ConceptExample]:
         """Return the image regions where each concept is strongest."""
-        found: list[pb.ConceptExample] = []
-        for start in range(0, len(concepts), _EXAMPLE_CONCEPTS):
+        found = await self.concepts(name, concepts, label=label, per_concept=per_concept)
+        return [*found.examples]
+
+    async def concepts(
+        self, name: str, words: Sequence[str], *, label: str = "", per_concept: int = 0
+    ) -> pb.ListConceptExamplesResponse:
+        """Return where words are strongest and how present in each class; any word will do.
+
+        `label` limits the examples to images of one class.
+        """
+        found = pb.ListConceptExamplesResponse()
+        for start in range(0, len(words), _EXAMPLE_CONCEPTS):
             request = pb.ListConceptExamplesRequest(
                 student=self.full(name),
-                concepts=concepts[start : start + _EXAMPLE_CONCEPTS],
+                concepts=words[start : start + _EXAMPLE_CONCEPTS],
                 label=label,
                 page_size=per_concept,
             )
-            found += (
+            found.MergeFrom(
                 await self._transport.call(
                     self._stub.ListConceptExamples, request, timeout_s=_COMPUTE_S
                 )
-            ).examples
+            )
         return found
 
     async def export(
@@ -186,11 +119,3 @@ class AsyncStudents:
             self._stub.ExportStudent, request, timeout_s=_EXPORT_S
         )
         return response.files
-
-    def full(self, name: str) -> str:
-        """Return the full name of `name`."""
-        return names.full("students", name, project=self._project)
-
-    def full_version(self, name: str, version: str) -> str:
-        """Return the full name of a version of `name`."""
-        return names.version(name, version, project=self._project)

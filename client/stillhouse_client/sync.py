@@ -92,6 +92,7 @@ class Datasets(_Group[AsyncDatasets]):
     """What a client can do with datasets."""
 
     create = _blocking(AsyncDatasets.create)
+    correct = _blocking(AsyncDatasets.correct)
     upload = _blocking(AsyncDatasets.upload)
     get = _blocking(AsyncDatasets.get)
     wait = _blocking(AsyncDatasets.wait)
@@ -120,11 +121,17 @@ class Students(_Group[AsyncStudents]):
     versions = _blocking(AsyncStudents.versions)
     tune = _blocking(AsyncStudents.tune)
     undo = _blocking(AsyncStudents.undo)
+    redo = _blocking(AsyncStudents.redo)
+    set_head = _blocking(AsyncStudents.set_head)
+    rename = _blocking(AsyncStudents.rename)
     events = _blocking(AsyncStudents.events)
     compare = _blocking(AsyncStudents.compare)
+    evaluate = _blocking(AsyncStudents.evaluate)
+    inspect = _blocking(AsyncStudents.inspect)
     promote = _blocking(AsyncStudents.promote)
     explain = _blocking(AsyncStudents.explain)
     examples = _blocking(AsyncStudents.examples)
+    concepts = _blocking(AsyncStudents.concepts)
     export = _blocking(AsyncStudents.export)
     predict = _iterating(AsyncStudents.predict)
 

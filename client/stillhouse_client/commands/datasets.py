@@ -1,7 +1,8 @@
-"""`stillhouse datasets`: add, list, show."""
+"""`stillhouse datasets`: add, list, show, correct."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from stillhouse_client import names
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import output
 from stillhouse_client.commands.session import Address, Json, Project, run
+from stillhouse_client.errors import InvalidRequest
 
 app = typer.Typer(no_args_is_help=True, help="Photos with labels that jobs learn from.")
 _STATES = {
@@ -103,6 +105,53 @@ def show(
     _print(run(work, address, project), as_json=as_json)
 
 
+@app.command()
+def correct(
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset; it stays as it is.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the corrected dataset.")],
+    item: Annotated[
+        list[str] | None, typer.Option(help="ITEM=CLASS, or ITEM=CLASS,CLASS; repeatable.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option("--from", exists=True, dir_okay=False, help="CSV: an item, then its classes."),
+    ] = None,
+    address: Address = "",
+    project: Project = names.DEFAULT_PROJECT,
+    as_json: Json = False,
+) -> None:
+    """Make a dataset with other labels for some images; images and splits stay."""
+    found = corrections(item or [], table)
+
+    async def work(client: AsyncClient) -> pb.Dataset:
+        return await client.datasets.correct(dataset, name, found)
+
+    _print(run(work, address, project), as_json=as_json)
+
+
+def corrections(items: list[str], table: Path | None) -> dict[str, list[str]]:
+    """Return labels by item, of `ITEM=CLASS,CLASS` texts and the rows of a CSV file.
+
+    Raises InvalidRequest for what is neither, and for an item that is there twice.
+    """
+    rows = [(one, *one.rpartition("=")[::2]) for one in items]
+    pairs = [(text, item, labels.split(",")) for text, item, labels in rows]
+    if table is not None:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            pairs += [(",".join(row), row[0], row[1:]) for row in csv.reader(file) if row]
+    found: dict[str, list[str]] = {}
+    for text, item, labels in pairs:
+        kept = [label.strip() for label in labels if label.strip()]
+        if not item or not kept:
+            raise InvalidRequest(f"{text!r} is not an item with its classes")
+        if item in found:
+            raise InvalidRequest(f"{item!r} is corrected twice")
+        found[item] = kept
+    if not found:
+        raise InvalidRequest("nothing to correct", hint="--item apples/07.jpg=Pear, or --from")
+    return found
+
+
 def _is_uri(source: str) -> bool:
     return "://" in source or source.startswith("builtin:")
 
@@ -149,6 +198,8 @@ def _print(dataset: pb.Dataset, *, as_json: bool) -> None:
             ("near-duplicates across splits", str(dataset.cross_split_duplicate_count)),
         ]
     )
+    if dataset.corrected_from:
+        output.note(f"  corrected from {dataset.corrected_from}")
     for item in dataset.rejected[:10]:
         output.note(f"  {item.path}: {item.reason}")
     for pair in dataset.cross_split_duplicates[:5]:

@@ -9,7 +9,7 @@ from stillhouse.gateway.v1 import students_pb2 as pb
 
 from stillhouse_client import names, sentences
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands import output, serving, tuning
+from stillhouse_client.commands import history, measures, output, serving, tuning
 from stillhouse_client.commands.session import Address, Json, Project, near, run
 from stillhouse_client.errors import NotFound
 
@@ -77,7 +77,7 @@ def show(
     output.pairs(
         [
             ("student", found.name),
-            ("version", f"{names.last(shown.name)} (promoted: {_number(found.promoted_version)})"),
+            ("version", f"{_titled(shown)} (promoted: {_number(found.promoted_version)})"),
             ("dataset", names.last(found.dataset)),
             ("teacher", names.last(found.teacher)),
             ("encoder", names.last(found.encoder)),
@@ -157,11 +157,18 @@ def compare(
 
 
 tuning.register(app)
+history.register(app)
+measures.register(app)
 serving.register(app)
 
 
 def _number(version: str) -> str:
     return names.last(version) or "none"
+
+
+def _titled(version: pb.StudentVersion) -> str:
+    name = f' "{version.display_name}"' if version.display_name else ""
+    return f"{names.last(version.name)}{name}"
 
 
 def _print_class(entry: pb.ClassConcepts, top: int) -> None:

@@ -36,6 +36,9 @@ def tune(
     ] = None,
     factor: Annotated[float, typer.Option(help="How much: above 1, at most 100.")] = 2.0,
     base: Annotated[str, typer.Option(help="Version to tune; another than head branches.")] = "",
+    expected_head: Annotated[
+        str, typer.Option(help="Head that you saw; where it has moved, nothing is done.")
+    ] = "",
     request_id: Annotated[str, typer.Option(help="UUID that makes it safe to repeat.")] = "",
     address: Address = "",
     project: Project = names.DEFAULT_PROJECT,
@@ -47,7 +50,11 @@ def tune(
     async def work(client: AsyncClient) -> pb.TuneStudentResponse:
         try:
             return await client.students.tune(
-                student, edits, base_version=base, request_id=request_id
+                student,
+                edits,
+                base_version=base,
+                expected_head=expected_head,
+                request_id=request_id,
             )
         except (InvalidRequest, NotFound) as error:
             if "did you mean" not in error.message:
