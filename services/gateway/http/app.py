@@ -16,7 +16,6 @@ from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
 from services.common.errors import Internal, StillhouseError
 from services.common.images import Limits
-from services.gateway.datasets_servicer import MAX_ARCHIVE_BYTES
 from services.gateway.http import calls, openapi, payloads, statuses, uploads
 from services.gateway.http.calls import BodyTooLarge, Caller
 from services.gateway.http.guards import Guards
@@ -31,10 +30,7 @@ _PROJECT = "/v1/projects/{project}"
 
 
 def make_app(
-    settings: GatewaySettings,
-    channel: grpc.aio.Channel,
-    *,
-    max_archive_bytes: int = MAX_ARCHIVE_BYTES,
+    settings: GatewaySettings, channel: grpc.aio.Channel, max_archive_bytes: int
 ) -> ASGIApp:
     """Return the application that answers over a channel to the gateway itself."""
     caller = Caller(channel)

@@ -11,6 +11,7 @@ import grpc.aio
 import uvicorn
 
 from services.common import logs
+from services.gateway.datasets_servicer import MAX_ARCHIVE_BYTES
 from services.gateway.http.app import make_app
 from services.gateway.settings import GatewaySettings
 
@@ -31,8 +32,11 @@ class _Server(uvicorn.Server):
 class Edge:
     """The HTTP side of one gateway; port -1 is none at all."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(
+        self, settings: GatewaySettings, *, max_archive_bytes: int = MAX_ARCHIVE_BYTES
+    ) -> None:
         self._settings = settings
+        self._max_archive_bytes = max_archive_bytes
         self._grpc_address = ""
         self._channel: grpc.aio.Channel | None = None
         self._server: _Server | None = None
@@ -55,7 +59,7 @@ class Edge:
         options = [("grpc.max_receive_message_length", limit), ("grpc.enable_http_proxy", 0)]
         self._channel = grpc.aio.insecure_channel(self._grpc_address, options=options)
         config = uvicorn.Config(
-            make_app(self._settings, self._channel),
+            make_app(self._settings, self._channel, self._max_archive_bytes),
             log_config=None,
             log_level="warning",
             access_log=False,

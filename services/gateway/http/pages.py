@@ -61,10 +61,13 @@ class Pages:
         return Response(body, headers=headers, media_type=page.media_type)
 
     def _read(self, path: str) -> _Page | None:
-        file = (self._folder / path).resolve()
-        if not file.is_relative_to(self._folder) or not file.is_file():
+        try:
+            file = (self._folder / path).resolve()
+            if not file.is_relative_to(self._folder) or not file.is_file():
+                return None
+            modified_ns = file.stat().st_mtime_ns
+        except (OSError, ValueError):  # a name no file can have, or a file removed just now
             return None
-        modified_ns = file.stat().st_mtime_ns
         known = self._pages.get(path)
         if known is None or known.modified_ns != modified_ns:
             known = self._pages[path] = _page(file, modified_ns)
