@@ -34,6 +34,7 @@ from stillhouse.teacher.v1 import teacher_pb2
 from services.common import tensors
 from services.common.errors import InvalidInput, NotFound
 from services.common.interceptors import ErrorInterceptor
+from tests.client import fake_history
 from tests.support import photo
 
 P = "projects/default"
@@ -92,6 +93,10 @@ class Datasets(datasets_pb2_grpc.DatasetServiceServicer):
             )
         self.world.datasets[name] = made
         return datasets.CreateDatasetResponse(dataset=made)
+
+    async def CorrectLabels(self, request: Any, context: Any) -> datasets.CorrectLabelsResponse:
+        self.world.calls.append(request)
+        return datasets.CorrectLabelsResponse(dataset=fake_history.corrected(request))
 
     async def UploadArchive(self, requests: Any, context: Any) -> datasets.UploadArchiveResponse:
         data, project = b"", ""
@@ -172,7 +177,7 @@ class Jobs(jobs_pb2_grpc.DistillationServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
 
 
-class Students(students_pb2_grpc.StudentsServiceServicer):
+class Students(fake_history.History, students_pb2_grpc.StudentsServiceServicer):
     def __init__(self, world: World) -> None:
         self.world = world
         card = world.put(json.dumps({"classes": CLASSES, "concepts": CONCEPTS}).encode())
@@ -212,12 +217,10 @@ class Students(students_pb2_grpc.StudentsServiceServicer):
         self.check(request.name)
         return students.GetStudentVersionResponse(version=self.version)
 
-    async def ListStudentVersions(self, request: Any, context: Any) -> Any:
-        return students.ListStudentVersionsResponse(versions=[self.version])
-
     async def TuneStudent(self, request: Any, context: Any) -> students.TuneStudentResponse:
         self.check(request.student)
         self.world.calls.append(request)
+        fake_history.check_head(request)
         for edit in request.edits:
             if edit.label not in CLASSES or edit.concept not in CONCEPTS:
                 raise InvalidInput("no such class or concept", field="edits")
@@ -287,7 +290,8 @@ class Students(students_pb2_grpc.StudentsServiceServicer):
             students.ConceptExample(concept=c, item=item, presence=0.3, box=box)
             for c in request.concepts
         ]
-        return students.ListConceptExamplesResponse(examples=examples)
+        presences = fake_history.presences(request.concepts)
+        return students.ListConceptExamplesResponse(examples=examples, presences=presences)
 
     async def ExportStudent(self, request: Any, context: Any) -> students.ExportStudentResponse:
         self.world.calls.append(request)
