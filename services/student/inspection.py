@@ -18,21 +18,26 @@ def inspect(
 ) -> student_pb2.InspectResponse:
     """Store the arrays of the items of train and val, and name what their rows and columns are.
 
-    Versions tuned from one job share all of it, so they share the blob too.
+    Versions tuned from one job share all but the held-out logits, so they share that blob.
     Raises NotFound, InvalidInput, Precondition.
     """
     student = library.student(request.project, request.student)
     table = library.table(request.project, student)
-    data = _arrays(student, table)
-    blob = items_pb2.BlobRef(digest=blobs.put(request.project, data), size_bytes=len(data))
+    folds = library.folds(request.project, student, table)
+    heldout = folds.logits(table.columns[table.known]).astype("<f4")
     softmax = student.loss == "softmax"
     return student_pb2.InspectResponse(
-        arrays=blob,
+        arrays=_put(blobs, request.project, _arrays(student, table)),
+        heldout=_put(blobs, request.project, pack_arrays({"logits": heldout})),
         items=_items(table),
         classes=student.classes,
         concepts=student.concepts,
         loss=student_pb2.LOSS_SOFTMAX if softmax else student_pb2.LOSS_BCE,
     )
+
+
+def _put(blobs: BlobStore, project: str, data: bytes) -> items_pb2.BlobRef:
+    return items_pb2.BlobRef(digest=blobs.put(project, data), size_bytes=len(data))
 
 
 def _arrays(student: Student, table: Table) -> bytes:

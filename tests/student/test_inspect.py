@@ -93,7 +93,23 @@ def test_tuned_versions_share_the_blob(running, case):
     request = student_pb2.RefitRequest(project=PROJECT, student=ref, edits=[edit], random_edits=-1)
     tuned = running.stub.Refit(request).student
     assert tuned.weights_digest != ref.weights_digest
-    assert inspect(running, tuned)[0] == inspect(running, ref)[0]
+    first, second = inspect(running, ref)[0], inspect(running, tuned)[0]
+    assert second.arrays == first.arrays
+    assert second.heldout != first.heldout
+
+
+def test_heldout_logits_give_the_fidelity_of_evaluate(running, case):
+    loss, _, ref = case
+    found, arrays = inspect(running, ref)
+    logits = unpack_arrays(running.blobs.get(PROJECT, found.heldout.digest))["logits"]
+    rows = [i for i, item in enumerate(found.items) if item.split == "train"]
+    if loss == "bce":
+        agree = ((logits > 0) == (arrays["responses"] > 0.5)).mean(axis=1)
+    else:
+        agree = logits.argmax(axis=1) == arrays["responses"].argmax(axis=1)
+    request = student_pb2.EvaluateRequest(project=PROJECT, student=ref, split="train")
+    measured = running.stub.Evaluate(request).metrics["fidelity"].value
+    assert np.mean(agree[rows]) == pytest.approx(measured, abs=1e-9)
 
 
 def test_maps_are_principal_components(running, case):

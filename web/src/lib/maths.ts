@@ -50,9 +50,14 @@ export function makeProblem(raw: RawArrays, items: number, concepts: number, cla
   return { items, concepts, classes, loss, x, responses, teacher, labels, single };
 }
 
-function turn<T extends Float32Array | Uint8Array>(rows: ArrayLike<number>, n: number, k: number, out: T): T {
+function turn<T extends Float32Array | Float64Array | Uint8Array>(rows: ArrayLike<number>, n: number, k: number, out: T): T {
   for (let i = 0; i < n; i++) for (let c = 0; c < k; c++) out[c * n + i] = rows[i * k + c] as number;
   return out;
+}
+
+/** Rows [items][classes] turned to [classes][items]. */
+export function byClass(rows: ArrayLike<number>, items: number, classes: number): Float64Array {
+  return turn(rows, items, classes, new Float64Array(classes * items));
 }
 
 function oneEach(mask: Uint8Array, n: number, k: number): boolean {

@@ -24,8 +24,8 @@ class Preview {
   lastMs = $state(0);
 
   count = $derived(Object.keys(this.drafts).length);
-  private base: Scored | undefined;
-  private data: Data | undefined;
+  private base: Scored | undefined = $state.raw();
+  private data: Data | undefined = $state.raw();
   private logits = new Float64Array(0);
   private masks: [Uint8Array, Uint8Array] = [new Uint8Array(0), new Uint8Array(0)];
   private weight = new Float64Array(0);

@@ -29,7 +29,7 @@ class Saving {
 
   /** Saves the edits on the version on show. A version that is not the head gets a branch. */
   async save(): Promise<void> {
-    const base = workbench.version.value;
+    const base = workbench.version.value?.version;
     if (!base) return;
     await this.send(preview.edits(), lastPart(base.name), workbench.head);
   }
@@ -46,7 +46,7 @@ class Saving {
     if (!conflict) return;
     this.busy = true;
     try {
-      const old = workbench.version.value?.name ?? "";
+      const old = workbench.version.value?.version.name ?? "";
       await workbench.showHead();
       await tick();
       preview.rebase(conflict.edits);
@@ -78,7 +78,7 @@ class Saving {
     if (this.requestBody !== JSON.stringify(body)) this.requestId = students.newId();
     this.requestBody = JSON.stringify(body);
     const started = performance.now();
-    const saved = workbench.version.value?.name ?? "";
+    const saved = workbench.version.value?.version.name ?? "";
     this.busy = true;
     this.error = undefined;
     try {

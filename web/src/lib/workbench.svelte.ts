@@ -3,7 +3,7 @@
 import * as students from "./api/students";
 import type { Inspection, Student, StudentVersion } from "./api/types";
 import { Loadable } from "./loadable.svelte";
-import { allLogits, decide, makeProblem, measure, type Figures, type Problem, type Weights } from "./maths";
+import { allLogits, byClass, decide, makeProblem, measure, type Figures, type Problem, type Weights } from "./maths";
 import { lastPart } from "./names";
 import { readSafetensors, type Tensor } from "./safetensors";
 import { select, selection } from "./state.svelte";
@@ -22,7 +22,13 @@ export interface Data {
   classMap: Float32Array;
 }
 
-/** A version as numbers. */
+/** A version with the out-of-fold logits of its items, row by row as they come. */
+interface Fetched {
+  version: StudentVersion;
+  heldout: ArrayLike<number> | undefined;
+}
+
+/** A version as numbers. Logits and decisions are out of fold: what it would say of new images. */
 export interface Scored {
   version: StudentVersion;
   weights: Weights;
@@ -40,7 +46,7 @@ class Workbench {
   readonly list = new Loadable<Student[]>();
   readonly opened = new Loadable<Opened>();
   readonly data = new Loadable<Data>();
-  readonly version = new Loadable<StudentVersion>();
+  readonly version = new Loadable<Fetched>();
   private shownStudent = "";
   private shownVersion = "";
 
@@ -67,7 +73,7 @@ class Workbench {
     }
     if (key && `${key}/${version}` !== this.shownVersion) {
       this.shownVersion = `${key}/${version}`;
-      void this.version.load((signal) => students.getVersion(project, student, version, signal), true);
+      void this.version.load((signal) => loadVersion(project, student, version, signal), true);
     }
   }
 
@@ -100,7 +106,7 @@ class Workbench {
     this.shownVersion = `${project}/${student}/head`;
     await Promise.all([
       this.refresh(),
-      this.version.load((signal) => students.getVersion(project, student, "head", signal), true),
+      this.version.load((signal) => loadVersion(project, student, "head", signal), true),
     ]);
   }
 
@@ -124,6 +130,14 @@ class Workbench {
     await students.setHead(selection.project, selection.student, version);
     await this.showHead();
   }
+}
+
+async function loadVersion(project: string, student: string, name: string, signal: AbortSignal): Promise<Fetched> {
+  const version = await students.getVersion(project, student, name, signal);
+  const { heldout } = await students.inspect(project, student, lastPart(version.name), signal);
+  if (!heldout) return { version, heldout: undefined };
+  const arrays = readSafetensors(await students.blob(project, heldout.digest, signal));
+  return { version, heldout: arrays.get("logits")?.values };
 }
 
 async function loadData(project: string, student: string, signal: AbortSignal): Promise<Data> {
@@ -174,11 +188,12 @@ export function weightsOf(data: Data, version: StudentVersion): Weights {
   return weights;
 }
 
-function score(data: Data | undefined, version: StudentVersion | undefined): Scored | undefined {
-  if (!data || !version) return undefined;
+function score(data: Data | undefined, fetched: Fetched | undefined): Scored | undefined {
+  if (!data || !fetched) return undefined;
   const { problem } = data;
+  const { version, heldout } = fetched;
   const weights = weightsOf(data, version);
-  const logits = allLogits(problem, weights);
+  const logits = heldout ? byClass(heldout, problem.items, problem.classes) : allLogits(problem, weights);
   const decisions = decide(logits, problem.items, problem.classes, problem.loss, new Uint8Array(logits.length));
   return { version, weights, logits, decisions, figures: measure(problem, decisions) };
 }
