@@ -83,8 +83,11 @@ def pack_regions(items: Sequence[tuple[Array, Array] | None]) -> bytes:
     )
 
 
-def unpack_regions(blobs: Sequence[bytes]) -> RegionTable:
-    """Return the regions of shards in order. Raises InvalidInput where a shard is malformed."""
+def unpack_regions(blobs: Sequence[bytes], *, allow_empty: bool = False) -> RegionTable:
+    """Return the regions of shards in order. Raises InvalidInput where a shard is malformed.
+
+    Shards without a single region have no width, so they are refused too, unless `allow_empty`.
+    """
     parts = [unpack_arrays(blob, what="region shard") for blob in blobs]
     for part in parts:
         _check_regions(part)
@@ -92,8 +95,9 @@ def unpack_regions(blobs: Sequence[bytes]) -> RegionTable:
     if not parts:
         raise InvalidInput("region shards: none holds an item", field="region_shards")
     filled = [part for part in parts if len(part["embeddings"])]
-    if not filled:
+    if not filled and not allow_empty:
         raise InvalidInput("region shards: no item could be embedded", field="region_shards")
+    filled = filled or parts[:1]
     map_shape = filled[0]["maps"].shape[1:]
     maps = [
         p["maps"] if len(p["embeddings"]) else np.zeros((len(p["valid"]), *map_shape), np.uint8)

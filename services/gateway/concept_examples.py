@@ -64,7 +64,7 @@ def search(
     valid = np.zeros(len(manifest.items), bool)
     first = 0
     for digest in _data(student)["region_shards"]:
-        table = unpack_regions([blobs.get(project, str(digest))])
+        table = unpack_regions([blobs.get(project, str(digest))], allow_empty=True)
         items = np.flatnonzero(table.valid)
         if len(items):
             scores = _presence(table, items, student, words.text)

@@ -29,7 +29,8 @@ def flat_maps(bank: TextBank, classes: Floats) -> tuple[Floats, Floats]:
     """Places of words [M, 2] and of class directions [K, 2] on the words' two largest axes.
 
     The axes are the principal directions of the centred unit text embeddings; each axis's largest
-    component is positive, so that the same words always give the same map.
+    component is positive, so that the same words always give the same map. Regions vary in more
+    directions than these two: classes lie nearer to the middle than words do.
     """
     words = centred_directions(bank.text, bank.text_mean).astype(np.float64)
     centre = words.mean(axis=0)

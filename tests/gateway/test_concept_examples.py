@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from sklearn.metrics import roc_auc_score
 from stillhouse.gateway.v1 import students_pb2 as pb
 
 from services.common.errors import InvalidInput, Precondition
+from services.common.manifest import Item, Manifest
 from services.common.presence import presence
+from services.common.shards import pack_regions
 from services.common.tensors import Array
 from services.gateway.class_presence import class_presences
-from services.gateway.student_files import StudentFiles
+from services.gateway.concept_examples import Words, search
+from services.gateway.student_files import StudentFile, StudentFiles
 from tests.gateway.student_world import (
     CLASSES,
     CONCEPTS,
@@ -21,6 +25,7 @@ from tests.gateway.student_world import (
     SEGMENTS,
     Gateway,
     N,
+    World,
     refused,
     text_of,
 )
@@ -101,6 +106,29 @@ async def test_known_words_need_no_encoder(gateway: Gateway) -> None:
     error = await refused(gateway.stub.ListConceptExamples(request))
     assert isinstance(error, Precondition)
     assert "encoder" in error.message
+
+
+def test_a_shard_without_a_region_is_passed_over(world: World) -> None:
+    """The last image alone in its shard, and damaged."""
+    file = StudentFiles(world.blobs).load(
+        "default", world.made.weights_digest, world.made.card_digest
+    )
+    data = file.card["data"]
+    manifest = Manifest.from_bytes(world.blobs.get("default", data["manifest"]))
+    damaged = Item("Pear/damaged.jpg", "0" * 64, "train", (1,))
+    longer = replace(manifest, items=(*manifest.items, damaged)).to_bytes()
+    more = {
+        "manifest": world.blobs.put("default", longer),
+        "region_shards": [
+            *data["region_shards"], world.blobs.put("default", pack_regions([None])),
+        ],
+    }  # fmt: skip
+    words = Words(CONCEPTS[:1], file.text[:1], [True])
+
+    def found(student: StudentFile) -> pb.ListConceptExamplesResponse:
+        return search(world.blobs, "default", student, words, label="", count=3, spec=None)
+
+    assert found(replace(file, card=file.card | {"data": more})) == found(file)
 
 
 @pytest.mark.parametrize("words", [[], ["x"] * 257, [" "], ["red skin", "x" * 1001]])
