@@ -16,6 +16,7 @@ import grpc.aio
 import httpx2
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from grpc_reflection.v1alpha import reflection
 from stillhouse.common.v1 import info_pb2_grpc
 
 from services.common.interceptors import ErrorInterceptor
@@ -36,6 +37,7 @@ class World:
 
     gateway: Gateway
     channel: grpc.aio.Channel
+    address: str
     http: httpx2.AsyncClient
     edge: Edge
 
@@ -88,13 +90,12 @@ async def edge_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
         drain_s=2,
         database_url=f"sqlite:///{folder}/gateway.db",
         blob_url=str(folder / "blobs"),
-        teacher_address="127.0.0.1:9",
-        **settings,
+        **{"teacher_address": "127.0.0.1:9", **settings},
     )
     gateway = Gateway(made)
     edge = Edge(made, max_archive_bytes=MAX_ARCHIVE)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    gateway.register(server)
+    reflection.enable_server_reflection(gateway.register(server), server)
     app = App("gateway", made, gateway.register)
     info_pb2_grpc.add_InfoServiceServicer_to_server(InfoServicer(app), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -107,7 +108,7 @@ async def edge_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
             httpx2.AsyncClient(base_url=address, trust_env=False, timeout=20) as http,
         ):
-            yield World(gateway, channel, http, edge)
+            yield World(gateway, channel, f"127.0.0.1:{port}", http, edge)
     finally:
         await gateway.feed.close()
         await edge.drain()

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import httpx2
 import pytest
+from google.protobuf import json_format, message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from openapi_spec_validator import validate
+from prometheus_client import REGISTRY
 from stillhouse.gateway.v1 import datasets_pb2, datasets_pb2_grpc, students_pb2, students_pb2_grpc
 
 from services.gateway import students
@@ -42,6 +50,31 @@ async def test_datasets_are_the_same_both_ways(world: World) -> None:
     answer = await world.get("/datasets/pics/items", pageSize=1000)
     assert "a/<img src=x>.jpg" in [item["itemId"] for item in answer.json()["items"]]
     assert answer.headers["content-type"] == "application/json"
+
+
+def reflected(address: str) -> object:
+    """Ask for a dataset as a tool does that knows the contract by reflection alone."""
+    with grpc.insecure_channel(address) as channel:
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        service = pool.FindServiceByName("stillhouse.gateway.v1.DatasetService")
+        method = service.FindMethodByName("GetDataset")
+        asked = message_factory.GetMessageClass(method.input_type)(name=DATASET)
+        answer = message_factory.GetMessageClass(method.output_type)
+        call = channel.unary_unary(
+            f"/{service.full_name}/{method.name}",
+            request_serializer=type(asked).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        found = call(asked, timeout=10)
+    return json_format.MessageToDict(
+        found, always_print_fields_with_no_presence=True, descriptor_pool=pool
+    )
+
+
+async def test_reflection_and_json_give_the_same_answer(world: World) -> None:
+    await world.add_dataset()
+    by_reflection = await asyncio.to_thread(reflected, world.address)
+    assert (await world.get("/datasets/pics")).json() == by_reflection
 
 
 async def test_students_are_the_same_both_ways(world: World) -> None:
@@ -87,6 +120,35 @@ async def test_a_conflict_is_409(world: World) -> None:
     answer = await world.post("/datasets", {"datasetId": "pics", "uri": "builtin:fruit-fine"})
     assert answer.status_code == 409
     assert answer.json()["details"][1]["resourceName"] == DATASET
+
+
+async def test_a_caller_that_leaves_ends_the_call(tmp_path: Path) -> None:
+    open_ends: list[asyncio.StreamWriter] = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ends.append(writer)
+        await reader.read()
+
+    def cancelled() -> float:
+        method = "/stillhouse.gateway.v1.ModelService/ListTeachers"
+        labels = {"method": method, "code": "CANCELLED"}
+        return REGISTRY.get_sample_value("stillhouse_rpc_seconds_count", labels) or 0.0
+
+    teacher = await asyncio.start_server(silent, "127.0.0.1", 0)
+    address = f"127.0.0.1:{teacher.sockets[0].getsockname()[1]}"
+    before = cancelled()
+    async with edge_world(tmp_path, teacher_address=address) as world:
+        asking = asyncio.create_task(world.get("/models"))
+        await asyncio.sleep(0.3)
+        asking.cancel()
+        async with asyncio.timeout(10):
+            while cancelled() == before:
+                await asyncio.sleep(0.02)
+    teacher.close()
+    for writer in open_ends:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 async def test_wrong_verbs_and_types_are_told(world: World) -> None:

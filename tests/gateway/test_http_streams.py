@@ -112,6 +112,16 @@ async def test_an_unknown_job_is_404(world: World) -> None:
     assert answer.json()["code"] == 5
 
 
+async def test_a_page_is_told_of_an_error_in_the_stream(world: World) -> None:
+    """A browser's EventSource shows its page no error response."""
+    accept = {"Accept": "text/event-stream"}
+    path = f"{ROOT}/distillationJobs/none:watch"
+    async with world.http.stream("GET", path, headers=accept) as response:
+        (event,) = await read(response)
+    assert (response.status_code, event.kind) == (200, "error")
+    assert json.loads(event.data)["code"] == 5
+
+
 async def test_a_silent_stream_shows_that_it_lives(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

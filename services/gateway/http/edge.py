@@ -18,6 +18,7 @@ from services.gateway.settings import GatewaySettings
 _log = logs.get(__name__)
 _STARTED_S = 0.01
 _LEAVE_S = 2.0
+_MOST_CONNECTIONS = 512
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]", "": "127.0.0.1"}
 
 
@@ -68,6 +69,8 @@ class Edge:
             http="h11",
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=30,
+            limit_concurrency=_MOST_CONNECTIONS,
             timeout_graceful_shutdown=max(1, int(self._settings.drain_s)),
         )
         self._server = _Server(config)

@@ -18,6 +18,7 @@ from services.gateway.http.rules import Rule
 HEARTBEAT_S = 15.0
 _FIRST_S = 0.5
 _RETRY_MS = 2000
+_EVENTS = "text/event-stream"
 _TOKEN = "resume_token"
 _EVENT_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _FILE_HEADERS = {
@@ -38,24 +39,25 @@ def resume(rule: Rule, message: Message, request: Request) -> bool:
 async def events(caller: Caller, rule: Rule, message: Message, request: Request) -> Response:
     """Answer with server-sent events: one `data:` line of JSON each, with its resume token as id.
 
-    An error before the first event is an ordinary error response; a later one is the event
-    `error` with a Status. The event `end` says that nothing will follow; who comes back all the
-    same gets 204, at which browsers stop asking.
+    An error is the event `error` with a Status; before the first event it is an ordinary error
+    response, but for callers that accept event streams alone, which is how browsers ask: their
+    pages never see such a response. The event `end` says that nothing will follow; who comes back
+    all the same gets 204, at which browsers stop asking.
     """
     resumed = resume(rule, message, request)
     call = caller.stream(rule, message, request)
     first = asyncio.ensure_future(call.read())
     try:
         await asyncio.wait({first}, timeout=_FIRST_S)
-        if first.done() and first.result() is grpc.aio.EOF and resumed:
-            return Response(status_code=204, headers=_EVENT_HEADERS)
     except BaseException:
         first.cancel()
         call.cancel()
         raise
-    return StreamingResponse(
-        _lines(call, first), headers=_EVENT_HEADERS, media_type="text/event-stream"
-    )
+    if first.done() and request.headers.get("accept") != _EVENTS:
+        first.result()
+    if resumed and first.done() and not first.exception() and first.result() is grpc.aio.EOF:
+        return Response(status_code=204, headers=_EVENT_HEADERS)
+    return StreamingResponse(_lines(call, first), headers=_EVENT_HEADERS, media_type=_EVENTS)
 
 
 async def _lines(call: Any, reading: asyncio.Future[Any]) -> AsyncIterator[bytes]:
