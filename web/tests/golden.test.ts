@@ -1,5 +1,5 @@
-import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import preview from "../../tests/golden/preview.json";
 import { addWeight, allLogits, decide, flips, makeProblem, measure, type Loss, type Problem } from "../src/lib/maths";
 
 /** Written by scripts/golden_preview.py from the server's own code; its tests hold the server to it. */
@@ -25,7 +25,7 @@ interface Expected {
   precision: (number | null)[];
 }
 
-const golden = JSON.parse(readFileSync(new URL("../../tests/golden/preview.json", import.meta.url), "utf8")) as Record<Loss, Case>;
+const golden = preview as unknown as Record<Loss, Case>;
 const TOLERANCE = 4;
 
 function check(problem: Problem, logits: Float64Array, expected: Expected): Uint8Array {
