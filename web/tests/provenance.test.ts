@@ -25,10 +25,15 @@ describe("place", () => {
   });
 
   it("gives every branch of one version its own lane", () => {
-    const tree = place([node(1), node(2, 1), node(3, 1), node(4, 1), node(5, 2)], name(1));
+    const tree = place([node(1), node(2, 1), node(3, 1), node(4, 1), node(5, 2)], name(4));
     const lanes = new Map(tree.nodes.map((one) => [one.name, one.lane]));
     expect(new Set([name(2), name(3), name(4)].map((one) => lanes.get(one))).size).toBe(3);
     expect(lanes.get(name(5))).toBe(lanes.get(name(2)));
+  });
+
+  it("keeps what was undone on the line of the head", () => {
+    const tree = place([node(1), node(2, 1), node(3, 2)], name(1));
+    expect(tree.nodes.map((one) => one.lane)).toEqual([0, 0, 0]);
   });
 
   it("draws straight and bent edges and knows children", () => {

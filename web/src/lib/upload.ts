@@ -133,7 +133,7 @@ function checked(source: Source): Source {
 
 function nothing(found: TarEntry[]): UploadError {
   const what = found.length
-    ? `None of the ${found.length.toLocaleString("en")} files is an image.`
+    ? found.length === 1 ? `“${found[0]?.path}” is no image.` : `None of the ${found.length.toLocaleString("en")} files is an image.`
     : "There are no files in it.";
   return new UploadError(what, "Drop a folder with one folder of images (JPEG, PNG, WebP, ...) per class, or a zip of it.");
 }

@@ -3,9 +3,10 @@
 import { ScatterChart } from "echarts/charts";
 import { DataZoomInsideComponent, GridComponent, TooltipComponent } from "echarts/components";
 import { init, use, type ECharts, type EChartsCoreOption } from "echarts/core";
+import { LabelLayout } from "echarts/features";
 import { CanvasRenderer } from "echarts/renderers";
 
-use([ScatterChart, GridComponent, TooltipComponent, DataZoomInsideComponent, CanvasRenderer]);
+use([ScatterChart, GridComponent, TooltipComponent, DataZoomInsideComponent, LabelLayout, CanvasRenderer]);
 
 /** A point of the map. */
 export interface Point {
@@ -28,6 +29,27 @@ export interface Look {
   accent: string;
 }
 
+/** Places the points of `inner` [n, 2] around the middle of `outer` [m, 2] with the same mean distance from it. */
+export function spreadOut(outer: Float32Array, inner: Float32Array): { x: (at: number) => number; y: (at: number) => number } {
+  const [here, there] = [middleOf(outer), middleOf(inner)];
+  const scale = there.radius > 0 ? here.radius / there.radius : 1;
+  return {
+    x: (at) => here.x + (inner[2 * at]! - there.x) * scale,
+    y: (at) => here.y + (inner[2 * at + 1]! - there.y) * scale,
+  };
+}
+
+function middleOf(points: Float32Array): { x: number; y: number; radius: number } {
+  const count = Math.max(points.length / 2, 1);
+  const middle = { x: 0, y: 0, radius: 0 };
+  for (let i = 0; i < points.length; i += 2) {
+    middle.x += points[i]! / count;
+    middle.y += points[i + 1]! / count;
+  }
+  for (let i = 0; i < points.length; i += 2) middle.radius += Math.hypot(points[i]! - middle.x, points[i + 1]! - middle.y) / count;
+  return middle;
+}
+
 /** Makes a chart in an element; `onPick` gets the name of a concept. */
 export function makeMap(element: HTMLElement, onPick: (name: string) => void): ECharts {
   const chart = init(element, null, { renderer: "canvas" });
@@ -39,10 +61,11 @@ export function makeMap(element: HTMLElement, onPick: (name: string) => void): E
 
 /** Draws concepts as dots and classes as named diamonds; `picked` is the name of the chosen concept. */
 export function drawMap(chart: ECharts, concepts: readonly Point[], classes: readonly Point[], picked: string, look: Look): void {
-  const axis = { type: "value", scale: true, show: false };
+  // To the outermost points and no further; rounded ends would leave half of the map empty.
+  const axis = { type: "value", min: "dataMin", max: "dataMax", show: false };
   const option: EChartsCoreOption = {
     animation: false,
-    grid: { left: 24, right: 24, top: 24, bottom: 24 },
+    grid: { left: 30, right: 60, top: 26, bottom: 18 },
     xAxis: axis,
     yAxis: axis,
     dataZoom: [
@@ -60,7 +83,7 @@ export function drawMap(chart: ECharts, concepts: readonly Point[], classes: rea
     },
     series: [
       { id: "concepts", type: "scatter", data: concepts.map((one) => dot(one, one.name === picked, look)), labelLayout: { hideOverlap: true }, z: 2 },
-      { id: "classes", type: "scatter", data: classes.map((one) => diamond(one, look)), labelLayout: { hideOverlap: true, moveOverlap: "shiftY" }, z: 3 },
+      { id: "classes", type: "scatter", data: classes.map((one) => diamond(one, look)), labelLayout: { moveOverlap: "shiftY" }, z: 3 },
     ],
   };
   chart.setOption(option, { replaceMerge: ["series"] });

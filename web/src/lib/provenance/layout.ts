@@ -11,7 +11,7 @@ export interface Placed {
   name: string;
   /** 0 is the newest version. */
   row: number;
-  /** 0 is the line that leads to the head. */
+  /** 0 is the line that leads to the head, and on to what redo would bring back. */
   lane: number;
 }
 
@@ -26,9 +26,9 @@ export interface Tree {
   lanes: number;
 }
 
-/** Places versions (oldest first) newest on top; the line to the head stays straight, branches open lanes beside it. */
+/** Places versions (oldest first) newest on top; the line through the head stays straight, branches open lanes beside it. */
 export function place(versions: readonly Node[], head: string): Tree {
-  const main = lineTo(versions, head);
+  const main = lineThrough(versions, head);
   const lanes = new Map<string, number>();
   const continued = new Set<string>();
   let next = 1;
@@ -47,11 +47,15 @@ export function place(versions: readonly Node[], head: string): Tree {
   return { nodes, edges, lanes: next };
 }
 
-/** Returns the head and all it came from. */
-function lineTo(versions: readonly Node[], head: string): Set<string> {
+/** Returns the head, all it came from, and the newest child of each version after it. */
+function lineThrough(versions: readonly Node[], head: string): Set<string> {
   const parents = new Map(versions.map((one) => [one.name, one.parent]));
   const found = new Set<string>();
   for (let name = head; name && !found.has(name); name = parents.get(name) ?? "") found.add(name);
+  for (let name = head; name; ) {
+    name = versions.findLast((one) => one.parent === name && !found.has(one.name))?.name ?? "";
+    if (name) found.add(name);
+  }
   return found;
 }
 
