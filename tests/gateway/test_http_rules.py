@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from stillhouse.gateway.v1 import jobs_pb2, students_pb2
 
@@ -61,6 +64,15 @@ def test_other_paths_mean_none(path: str) -> None:
 def test_another_verb_is_told_apart_from_no_path() -> None:
     assert RULES.find("PUT", "/v1/projects/p/datasets") is None
     assert RULES.verbs("/v1/projects/p/datasets") == ["GET", "POST"]
+
+
+def test_the_readme_names_paths_that_exist() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    paths = re.findall(r'curl [^\n]*\$api(/[^\s"?]*)', text)
+    assert len(paths) >= 5
+    for path in paths:
+        known = path.startswith(("/archives", "/images/"))
+        assert known or RULES.verbs(f"/v1/projects/default{path}"), path
 
 
 def test_wildcards_become_parameters() -> None:
