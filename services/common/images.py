@@ -151,15 +151,18 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def decode(data: bytes, limits: Limits = DEFAULT_LIMITS, *, at_least_px: int = 0) -> Image.Image:
     """An RGB image, upright, of the original size. Raises ImageError with a machine-readable
     reason.
 
     Formats: JPEG, PNG, WebP, GIF (first frame), BMP. A truncated image is an error, not a grey
-    rest.
+    rest. With ``at_least_px`` a JPEG may come out smaller, by a power of two, with no edge below
+    that: decoding one for a thumbnail is then several times faster.
     """
     with _open(data, limits) as image:
         try:
+            if at_least_px:
+                image.draft(None, (at_least_px, at_least_px))
             image.load()
             rgb = _rgb(image)
             turn = _TURNS.get(_orientation(image))
@@ -185,7 +188,8 @@ def thumbnail(
     """WebP bytes of the image, or of a box of it, fitted into a square of ``max_px``; never
     enlarged. Raises ImageError.
     """
-    image = decode(data, limits)
+    share = min(box[2] - box[0], box[3] - box[1]) if box is not None else 1.0
+    image = decode(data, limits, at_least_px=math.ceil(2 * max_px / max(share, 1e-6)))
     if box is not None:
         image = crop(image, box)
     image.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)

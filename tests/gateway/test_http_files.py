@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from services.common.images import crop, decode
+from services.common.images import crop, decode, thumbnail
 from services.gateway.http import thumbnails
 from tests.gateway.edge_world import MAX_ARCHIVE, ROOT, World, edge_world, make_archive
 
@@ -137,6 +137,26 @@ async def test_a_box_shows_a_part(world: World) -> None:
     assert part.size == (50, 50)
     red, _, blue = part.convert("RGB").getpixel((25, 25))  # type: ignore[misc]
     assert blue > 200 > 50 > red
+
+
+def test_large_photos_are_decoded_small() -> None:
+    """And look no different for it, whole or in part, also where they lie on their side."""
+    image = Image.new("RGB", (2400, 1600), "red")
+    image.paste((0, 0, 255), (1800, 0, 2400, 800))
+    out = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(out, "JPEG", exif=exif, quality=90)
+    small = decode(out.getvalue(), at_least_px=320)
+    assert small.size == (400, 600)
+    assert decode(out.getvalue()).size == (1600, 2400)
+    shown = Image.open(io.BytesIO(thumbnail(out.getvalue(), 160))).convert("RGB")
+    assert shown.size == (107, 160)
+    blue = thumbnail(out.getvalue(), 160, box=(0.55, 0.8, 0.95, 0.95))
+    part = Image.open(io.BytesIO(blue)).convert("RGB")
+    assert max(part.size) == 160
+    low = [band[0] for band in part.getextrema()]
+    assert low[2] > 230
 
 
 async def test_sizes_are_clamped_and_nothing_is_enlarged(world: World) -> None:
