@@ -54,7 +54,8 @@ describe("a worked case", () => {
   it("parts the images by who is right", () => {
     const problem = small();
     const found = decide(allLogits(problem, weights), 3, 2, "softmax", new Uint8Array(6));
-    expect(countParts(problem, found)).toEqual({ "teacher-right": 0, "student-right": 0, "both-wrong": 1, "both-right": 2 });
+    expect(countParts(problem, found).at(-1)).toEqual({ "teacher-right": 0, "student-right": 0, "both-wrong": 1, "both-right": 2 });
+    expect(countParts(problem, found)[1]).toEqual({ "teacher-right": 0, "student-right": 0, "both-wrong": 1, "both-right": 1 });
     expect(itemsOf(problem, found, "both-wrong", 1)).toEqual([2]);
     expect(itemsOf(problem, found, "taken", 0)).toEqual([2]);
     expect(itemsOf(problem, found, "misaligned")).toEqual([]);

@@ -67,13 +67,22 @@ function wronglyTaken(problem: Problem, student: Uint8Array, item: number, k: nu
   return said.some((c) => !labels[c * items + item]);
 }
 
-/** How many images of class `k` (or of all) are in each of the four parts. */
-export function countParts(problem: Problem, student: Uint8Array, k = -1): Record<"teacher-right" | "student-right" | "both-wrong" | "both-right", number> {
-  const counts = { "teacher-right": 0, "student-right": 0, "both-wrong": 0, "both-right": 0 };
-  const order = ["both-wrong", "teacher-right", "student-right", "both-right"] as const;
-  const verdict = verdicts(problem, student, k);
-  for (let i = 0; i < problem.items; i++) {
-    if (k < 0 || problem.labels[k * problem.items + i]) counts[order[verdict[i]! & 3]!] += 1;
+export type Part = "teacher-right" | "student-right" | "both-wrong" | "both-right";
+export type Parts = Record<Part, number>;
+/** Parts by the two lower bits of a verdict. */
+const ORDER: readonly Part[] = ["both-wrong", "teacher-right", "student-right", "both-right"];
+
+/** How many images of each class, and (last) of all, are in each of the four parts. */
+export function countParts(problem: Problem, student: Uint8Array): Parts[] {
+  const { items, classes, labels, single } = problem;
+  const whole = verdicts(problem, student);
+  const counts: Parts[] = [];
+  for (let k = 0; k <= classes; k++) {
+    const count = { "teacher-right": 0, "student-right": 0, "both-wrong": 0, "both-right": 0 };
+    // With one label each, who is right about an item does not depend on the class that is asked about.
+    const verdict = single || k === classes ? whole : verdicts(problem, student, k);
+    for (let i = 0; i < items; i++) if (k === classes || labels[k * items + i]) count[ORDER[verdict[i]! & 3]!] += 1;
+    counts.push(count);
   }
   return counts;
 }
