@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from tests.support import free_port
@@ -88,6 +89,12 @@ def test_up_serves_and_ctrl_c_ends_it_all(data_dir: Path) -> None:
         running = members(data_dir)
         assert {row["state"] for row in running.values()} == {"serving"}
         assert all(Path(row["log"]).is_file() for row in running.values())
+
+        web = status(data_dir)["web"]
+        info = httpx2.get(f"{web}v1/info", trust_env=False).json()
+        assert info["service"] == "gateway"
+        models = httpx2.get(f"{web}v1/projects/default/models", trust_env=False, timeout=30)
+        assert models.json()["models"]
 
         second = stillhouse("up", "--data-dir", str(data_dir), "--port", "0")
         assert second.returncode == 1
