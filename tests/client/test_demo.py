@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from stillhouse.gateway.v1 import students_pb2
 from stillhouse_client import sentences
+from stillhouse_client.commands.demo import workbench
 from stillhouse_client.demo import FACTOR, Plan, choose_edit
 from stillhouse_client.demo_report import both_ways
 from stillhouse_client.errors import Mismatch
 from stillhouse_client.report import gallery
+from stillhouse_client.suite import state
+from stillhouse_client.suite.config import SuiteConfig
 
 from tests.client.fake_gateway import changes
 
@@ -82,3 +86,20 @@ def test_a_sentence_keeps_to_the_edited_class_and_the_overall() -> None:
     assert "recall of Pink-Lady" in text
     assert "fidelity" in text
     assert "Apple" not in text
+
+
+def test_the_demo_ends_with_the_workbenchs_address(tmp_path: Path) -> None:
+    folder = tmp_path / "my data"
+    ended = workbench(SuiteConfig(folder, 0), "default", Plan())
+    assert ended["url"] == "http://127.0.0.1:7180/#/p/default/s/fruit-fine/performance"
+    assert ended["command"] == f"stillhouse up --data-dir '{folder}'"
+    other = workbench(SuiteConfig(folder, 7300), "default", Plan())
+    assert other["url"].startswith("http://127.0.0.1:7380/")
+    assert other["command"].endswith(" --port 7300")
+
+    lock = state.Lock(folder)
+    assert lock.acquire()
+    state.write(folder, state.State(1, "127.0.0.1:5", web="http://127.0.0.1:6/"))
+    running = workbench(SuiteConfig(folder, 0), "default", Plan())
+    assert (running["url"][:19], running["command"]) == ("http://127.0.0.1:6/", "")
+    lock.release()

@@ -79,7 +79,7 @@ async def _run(
         story = await _tell(client, plan)
         story.step_s = {"start": round(up_s, 3), **story.step_s}
         report = await demo_report.build(client, story, time.monotonic() - started_s)
-        report["workbench"] = _workbench(config, project, plan)
+        report["workbench"] = workbench(config, project, plan)
         output.note("drawing the report")
         files = await _write(client, report, config.data_dir / "demo", started_s)
     return report, files
@@ -136,7 +136,7 @@ async def _write(
     return [path, *files]
 
 
-def _workbench(config: SuiteConfig, project: str, plan: Plan) -> dict[str, str]:
+def workbench(config: SuiteConfig, project: str, plan: Plan) -> dict[str, str]:
     """Return where the tuned student opens in a browser, and the command that has to run for it;
     none where the suite goes on running."""
     running = state.read(config.data_dir)
