@@ -190,6 +190,13 @@ async def test_a_name_can_be_allowed(tmp_path: Path) -> None:
             assert answer.status_code == code
 
 
+async def test_on_a_network_every_name_is_answered_until_some_are_allowed(tmp_path: Path) -> None:
+    async with edge_world(tmp_path, http_host="0.0.0.0") as world:
+        for host in ("lab.example", "10.0.0.1:7180", "[x"):
+            answer = await world.http.get(f"{ROOT}/students", headers={"Host": host})
+            assert answer.status_code == 200
+
+
 async def test_pages_of_other_sites_change_nothing(world: World) -> None:
     for headers in (
         {"Origin": "http://evil.example"},

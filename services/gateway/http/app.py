@@ -95,7 +95,7 @@ async def _left(request: Request, error: Exception) -> Response:
 
 
 async def _wrong_verb(request: Request, error: Exception) -> Response:
-    said = f"{request.method} is not a method of {request.url.path[:200]}"
+    said = f"{request.method} is not a method of {str(request.scope['path'])[:200]}"
     response = statuses.response(statuses.make("UNIMPLEMENTED", said), http=405)
     response.headers.update(getattr(error, "headers", None) or {})
     return response

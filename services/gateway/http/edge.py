@@ -77,6 +77,8 @@ class Edge:
         self._task = asyncio.create_task(self._server.serve([listener]), name="http")
         while not self._server.started and not self._task.done():
             await asyncio.sleep(_STARTED_S)
+        if self._task.done():
+            self._task.result()
         print(f"http listening {host}:{self.port}", flush=True)
         _log.info("http listening", address=f"{host}:{self.port}")
 

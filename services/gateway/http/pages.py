@@ -46,7 +46,7 @@ class Pages:
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request for `/` or a file."""
-        path = request.url.path.lstrip("/") or _INDEX
+        path = str(request.scope["path"]).lstrip("/") or _INDEX
         page = await asyncio.to_thread(self._read, path)
         if page is None and path == _INDEX:
             return HTMLResponse(_MISSING, 503)

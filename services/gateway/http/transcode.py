@@ -24,7 +24,7 @@ class Transcoder:
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request; errors of calls are raised."""
-        path = request.url.path
+        path = str(request.scope["path"])
         found = self._rules.find(request.method, path)
         if found is None:
             return _unknown(path, self._rules.verbs(path))
