@@ -53,11 +53,13 @@ export function ordered(version: StudentVersion): MetricChange[] {
 const KINDS: Record<string, string> = {
   created: "made by a job",
   tuned: "tuned",
-  undone: "undone",
   moved: "made the head",
   renamed: "named",
   promoted: "put into service",
 };
 
-/** Returns what an event did: `v3 tuned`. */
-export const event = (kind: string, version: string): string => `v${lastPart(version)} ${KINDS[kind] ?? kind}`;
+/** Returns what an event did: `v3 tuned`, `undone: back to v2`. */
+export function event(kind: string, version: string): string {
+  const number = `v${lastPart(version)}`;
+  return kind === "undone" ? `undone: back to ${number}` : `${number} ${KINDS[kind] ?? kind}`;
+}

@@ -26,7 +26,9 @@ export interface ConceptSpec {
   concepts?: string[];
   studentId?: string;
   nec?: number;
+  encoder?: string;
   seed?: string;
+  wholeImageOnly?: boolean;
 }
 
 /** What a teacher-head job is asked for; proto3 JSON of TeacherHeadJobSpec. */
@@ -68,8 +70,21 @@ export async function listConceptSets(project: string, signal?: AbortSignal): Pr
   return answer.conceptSets;
 }
 
+/** Names of the encoders that see concepts in images. */
+export async function listEncoders(project: string, signal?: AbortSignal): Promise<string[]> {
+  const answer = await call<{ encoders: { name: string }[] }>("GET", `${root(project)}/encoders`, undefined, signal);
+  return answer.encoders.map((one) => one.name);
+}
+
 export async function getDataset(name: string): Promise<Dataset> {
   return (await call<{ dataset: Dataset }>("GET", `/v1/${name}`)).dataset;
+}
+
+/** How a source without splits is split, and how much of it is taken; what is left out means the server's default. */
+export interface Split {
+  testShare?: number;
+  valShare?: number;
+  maxItems?: number;
 }
 
 /** Makes a dataset of an uploaded archive or a URI. Where `reuse` is set, one of that name is taken as it is. */
@@ -78,9 +93,10 @@ export async function createDataset(
   datasetId: string,
   source: { uri: string } | { archive: { digest: string } },
   reuse = false,
+  split: Split = {},
 ): Promise<Dataset> {
   try {
-    const body = { datasetId, ...source, requestId: newId() };
+    const body = { datasetId, ...source, ...split, requestId: newId() };
     return (await call<{ dataset: Dataset }>("POST", `${root(project)}/datasets`, body)).dataset;
   } catch (error) {
     if (!reuse || !(error instanceof ApiError) || error.code !== ALREADY_EXISTS) throw error;

@@ -16,6 +16,9 @@ export interface Form {
   words: string;
   studentId: string;
   weights: number;
+  encoder: string;
+  seed: number;
+  wholeImageOnly: boolean;
 }
 
 /** Returns the models that jobs trained on this dataset, or on one with the same classes; newest first. */
@@ -48,6 +51,9 @@ export function conceptSpec(form: Form, dataset: string, teacher: string): Conce
     ...(form.conceptSet ? { conceptSet: form.conceptSet } : {}),
     ...(words.length ? { concepts: words } : {}),
     ...(form.studentId ? { studentId: form.studentId } : {}),
+    ...(form.encoder ? { encoder: form.encoder } : {}),
+    ...(form.seed ? { seed: String(form.seed) } : {}),
+    ...(form.wholeImageOnly ? { wholeImageOnly: true } : {}),
     nec: form.weights,
   };
 }
@@ -73,6 +79,8 @@ export function idProblem(id: string): string {
   return "Use 1 to 63 of a–z, 0–9 and “-”, with a letter first and no “-” at the end.";
 }
 
+export type Kind = "concept" | "teacherHead";
+
 const STAGES: Record<string, string> = {
   ingest: "Read the images",
   check: "Check that everything fits",
@@ -81,15 +89,17 @@ const STAGES: Record<string, string> = {
   teacher_outputs: "Ask the teacher",
   regions: "Look at every region",
   concepts: "Prepare the concepts",
-  fit: "Fit the student",
   publish: "Publish",
 };
 
-/** Returns a stage in words for people. */
-export const stageTitle = (stage: string): string => STAGES[stage] ?? stage.replaceAll("_", " ");
+/** Returns a stage of a kind of job in words for people. */
+export function stageTitle(stage: string, kind: Kind): string {
+  if (stage === "fit") return kind === "concept" ? "Fit the student" : "Fit the teacher";
+  return STAGES[stage] ?? stage.replaceAll("_", " ");
+}
 
 /** Returns the stages of a kind of job in their order, so that those to come can be shown. */
-export function stagesOf(kind: "concept" | "teacherHead"): string[] {
+export function stagesOf(kind: Kind): string[] {
   return kind === "concept"
     ? ["ingest", "check", "estimate", "teacher_outputs", "regions", "concepts", "fit", "publish"]
     : ["ingest", "check", "features", "fit", "publish"];

@@ -8,12 +8,13 @@ import * as chain from "./chain";
 const MESSAGES = 300;
 const POLL_MS = 700;
 
-/** A project's datasets, teachers, concept sets and jobs. */
+/** A project's datasets, teachers, encoders, concept sets and jobs. */
 export class Workshop {
   datasets = $state.raw<Dataset[]>([]);
   teachers = $state.raw<calls.Model[]>([]);
   conceptSets = $state.raw<calls.ConceptSet[]>([]);
   jobs = $state.raw<DistillationJob[]>([]);
+  encoders = $state.raw<string[]>([]);
   loaded = $state(false);
   problem = $state.raw<unknown>(undefined);
 
@@ -21,16 +22,18 @@ export class Workshop {
 
   /** Reads all lists. What cannot be read is told in `problem`; the lists that came are kept. */
   async load(): Promise<void> {
-    const [datasets, teachers, sets, jobs] = await Promise.allSettled([
+    const [datasets, teachers, sets, jobs, encoders] = await Promise.allSettled([
       calls.listDatasets(this.project),
       calls.listTeachers(this.project),
       calls.listConceptSets(this.project),
       calls.listJobs(this.project),
+      calls.listEncoders(this.project),
     ]);
     if (datasets.status === "fulfilled") this.datasets = datasets.value;
     if (teachers.status === "fulfilled") this.teachers = teachers.value;
     if (sets.status === "fulfilled") this.conceptSets = sets.value;
     if (jobs.status === "fulfilled") this.jobs = jobs.value;
+    if (encoders.status === "fulfilled") this.encoders = encoders.value;
     const failed = [datasets, jobs, teachers, sets].find((one) => one.status === "rejected");
     this.problem = failed?.reason;
     this.loaded = true;
