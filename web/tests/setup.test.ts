@@ -2,6 +2,7 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 
 import type { Dataset, DistillationJob } from "../src/lib/api/types";
 import * as chain from "../src/lib/setup/chain";
+import type { Model } from "../src/lib/setup/calls";
 import { TRAIN, backbones, conceptSpec, duration, idProblem, stageTitle, trainedFor, wordsOf, type Form } from "../src/lib/setup/plan";
 
 const P = "projects/p";
@@ -14,7 +15,7 @@ describe("plan", () => {
     const [a, b, c] = [dataset("a", ["x", "y"]), dataset("b", ["x", "y"]), dataset("c", ["z"])];
     const jobs = [headJob("b", "t2"), headJob("a", "t1"), headJob("c", "t3")];
     expect(trainedFor(a, [a, b, c], jobs)).toEqual([`${P}/models/t2`, `${P}/models/t1`]);
-    const models = ["t1", "lite"].map((id) => ({ name: `${P}/models/${id}`, licence: "" }));
+    const models = ["t1", "lite"].map((id) => ({ name: `${P}/models/${id}` }) as Model);
     expect(backbones(models, jobs).map((one) => one.name)).toEqual([`${P}/models/lite`]);
   });
 
@@ -46,7 +47,7 @@ describe("chain", () => {
     const job = headJob("a", "t1", "JOB_STATE_RUNNING");
     chain.remember(job.name, { dataset: `${P}/datasets/a` });
     expect(chain.due(job)).toBeUndefined();
-    const done = { ...job, state: "JOB_STATE_SUCCEEDED" };
+    const done = headJob("a", "t1");
     expect(chain.due(done)?.spec).toEqual({ concept: { dataset: `${P}/datasets/a`, teacher: `${P}/models/t1` } });
     expect(chain.due(done)?.requestId).toBe(chain.due(done)?.requestId);
     chain.forget(job.name);

@@ -1,23 +1,13 @@
 /** Calls about a student's history. All throw ApiError. */
 
 import { call, query } from "../api/client";
+import type { components } from "../api/schema";
 import { newId } from "../api/students";
-import type { Estimate, StudentEvent } from "../api/types";
+import type { StudentEvent } from "../api/types";
 import { studentName, versionName } from "../names";
 import { pages } from "../setup/calls";
 
-export interface WeightDifference {
-  label: string;
-  concept: string;
-  firstWeight: number;
-  secondWeight: number;
-}
-
-export interface Comparison {
-  differences: WeightDifference[];
-  firstMetrics: Record<string, Estimate>;
-  secondMetrics: Record<string, Estimate>;
-}
+export type Comparison = components["schemas"]["CompareStudentVersionsResponse"];
 
 /** What was done to a student, oldest first. */
 export async function listEvents(project: string, student: string, signal?: AbortSignal): Promise<StudentEvent[]> {

@@ -2,51 +2,17 @@
 
 import { ApiError, call, query } from "../api/client";
 import { newId } from "../api/students";
+import type { components } from "../api/schema";
 import type { Dataset, DistillationJob } from "../api/types";
 
+type Schemas = components["schemas"];
 /** A model that can teach, or the backbone of one. */
-export interface Model {
-  name: string;
-  licence: string;
-  imageClassifier?: { classes: string[]; singleLabel: boolean; featureDim: number; trunk: string } | null;
-}
-
-export interface ConceptSet {
-  name: string;
-  digest: string;
-  words?: string[];
-  builtIn: boolean;
-}
-
-/** What a concept job is asked for; proto3 JSON of ConceptJobSpec. */
-export interface ConceptSpec {
-  dataset: string;
-  teacher: string;
-  conceptSet?: string;
-  concepts?: string[];
-  studentId?: string;
-  nec?: number;
-  encoder?: string;
-  seed?: string;
-  wholeImageOnly?: boolean;
-}
-
-/** What a teacher-head job is asked for; proto3 JSON of TeacherHeadJobSpec. */
-export interface HeadSpec {
-  dataset: string;
-  backbone: string;
-  modelId?: string;
-}
-
+export type Model = Schemas["Model"];
+export type ConceptSet = Schemas["ConceptSet"];
+export type ConceptSpec = Schemas["ConceptJobSpecInput"];
+export type HeadSpec = Schemas["TeacherHeadJobSpecInput"];
 export type Spec = { concept: ConceptSpec } | { teacherHead: HeadSpec };
-
-export interface JobEstimate {
-  itemCount: string;
-  cachedItemCount: string;
-  durationS: number;
-  storedBytes: string;
-  conceptCount: number;
-}
+export type JobEstimate = Schemas["EstimateDistillationJobResponse"];
 
 const PAGE = 1000;
 const ALREADY_EXISTS = 6;

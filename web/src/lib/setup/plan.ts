@@ -26,7 +26,7 @@ export function trainedFor(dataset: Dataset, datasets: readonly Dataset[], jobs:
   const classes = JSON.stringify(dataset.classes);
   const same = new Set(datasets.filter((one) => JSON.stringify(one.classes) === classes).map((one) => one.name));
   same.add(dataset.name);
-  const made = jobs.filter((job) => job.model && same.has(String(job.teacherHead?.dataset ?? "")));
+  const made = jobs.filter((job) => job.model && same.has(job.teacherHead?.dataset ?? ""));
   return [...new Set(made.map((job) => job.model))];
 }
 
