@@ -13,6 +13,8 @@ export default defineConfig({
     target: "es2022",
     // The page's policy allows images and scripts from the same origin only, so nothing is inlined.
     assetsInlineLimit: 0,
+    // The concept map brings ECharts; it loads with its view alone.
+    chunkSizeWarningLimit: 700,
   },
   server: { proxy: { "/v1": GATEWAY, "/openapi.json": GATEWAY } },
   test: { include: ["tests/**/*.test.ts"], environment: "node" },

@@ -31,7 +31,9 @@ class Saving {
   async save(): Promise<void> {
     const base = workbench.version.value?.version;
     if (!base) return;
-    await this.send(preview.edits(), lastPart(base.name), workbench.head);
+    const number = lastPart(base.name);
+    // Who follows the head expects it to be what is on show, whatever is known by now; others branch knowingly.
+    await this.send(preview.edits(), number, selection.version === "head" ? number : workbench.head);
   }
 
   /** Keeps both: the edits become a branch from the version that they were made on. */

@@ -54,8 +54,12 @@ class Workbench {
   versions = $derived(this.opened.value?.versions ?? []);
   /** Number of the head. */
   head = $derived(lastPart(this.student?.headVersion ?? ""));
-  /** Number of the version on show. */
-  number = $derived(selection.version === "head" ? this.head : selection.version);
+  /** Number of the version on show, which is not the head any more once somebody else has moved that. */
+  number = $derived(
+    this.version.value ? lastPart(this.version.value.version.name) : selection.version === "head" ? this.head : selection.version,
+  );
+  /** True where somebody follows the head and it has moved on. */
+  behind = $derived(Boolean(selection.version === "head" && this.version.value && this.head && this.number !== this.head));
   classes = $derived(this.data.value?.inspection.classes ?? this.student?.classes ?? []);
   /** Index of the selected class, -1 for none. */
   label = $derived(this.data.value?.classIndex.get(selection.label) ?? -1);
@@ -99,15 +103,22 @@ class Workbench {
     }, true);
   }
 
+  /** Looks whether somebody else has changed the student, each time the page comes to the front. */
+  followFront(): () => void {
+    const look = () => {
+      if (document.visibilityState === "visible" && this.student && !this.opened.loading) void this.refresh();
+    };
+    document.addEventListener("visibilitychange", look);
+    return () => document.removeEventListener("visibilitychange", look);
+  }
+
   /** Reads all again and shows the head. */
   async showHead(): Promise<void> {
     select({ version: "head" });
     const { project, student } = selection;
     this.shownVersion = `${project}/${student}/head`;
-    await Promise.all([
-      this.refresh(),
-      this.version.load((signal) => loadVersion(project, student, "head", signal), true),
-    ]);
+    await this.version.load((signal) => loadVersion(project, student, "head", signal), true);
+    await this.refresh();
   }
 
   /** Makes the head's parent the head. Throws ApiError. */
