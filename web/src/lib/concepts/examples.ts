@@ -14,12 +14,25 @@ export interface Shown {
 }
 
 const EXAMPLES = 12;
+/** More are asked for than shown, because some may be of the test split. */
+const ASKED = 40;
 
-/** Returns where a word shows, over all images or those of one class. Throws ApiError. */
-export async function show(project: string, student: string, word: string, label: string, signal?: AbortSignal): Promise<Shown> {
+/**
+ * Returns where a word shows, over all images or those of one class. Images that `isOpen` denies are left out: those of
+ * the test split must not be seen by somebody who tunes. Throws ApiError.
+ */
+export async function show(
+  project: string,
+  student: string,
+  word: string,
+  label: string,
+  isOpen: (itemId: string) => boolean,
+  signal?: AbortSignal,
+): Promise<Shown> {
   type Reply = { examples: ConceptExample[]; presences: ConceptPresence[] };
-  const path = `/v1/${studentName(project, student)}/conceptExamples${query({ concepts: [word], label, pageSize: EXAMPLES })}`;
+  const path = `/v1/${studentName(project, student)}/conceptExamples${query({ concepts: [word], label, pageSize: ASKED })}`;
   const reply = await call<Reply>("GET", path, undefined, signal);
   const presence = reply.presences?.[0];
-  return { examples: reply.examples ?? [], known: presence?.known ?? true, classes: presence?.classes ?? [] };
+  const examples = (reply.examples ?? []).filter((one) => isOpen(one.item.itemId)).slice(0, EXAMPLES);
+  return { examples, known: presence?.known ?? true, classes: presence?.classes ?? [] };
 }
