@@ -75,3 +75,8 @@ def _metric(name: str) -> str:
 
 def _signed(value: student_pb2.Estimate) -> str:
     return f"{value.value:+.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def split(name: str) -> str:
+    """Return on which images something was measured; "" is train and val, out of fold."""
+    return f"the {name} split" if name else "train and val, by fits that did not see them"

@@ -130,7 +130,7 @@ class AsyncVersions:
     async def evaluate(
         self, name: str, version: str = "head", *, split: str = ""
     ) -> pb.EvaluateStudentVersionResponse:
-        """Return the metrics of a version on a split, `val` where none is named."""
+        """Return the metrics of a version on a split; "" is train and val, out of fold."""
         request = pb.EvaluateStudentVersionRequest(
             name=self.full_version(name, version), split=split
         )

@@ -78,10 +78,10 @@ class MeasureRpcs(StudentAccess):
 
 
 def _checked_split(split: str) -> str:
-    """Return the split, `val` where none is named. Raises InvalidInput for an unknown one."""
+    """Return the split; empty is train and val. Raises InvalidInput for an unknown one."""
     if split not in ("", *SPLITS):
         raise InvalidInput(f"split: {split[:20]!r} is none of {SPLITS}", field="split")
-    return split or "val"
+    return split
 
 
 def differences(first: StudentFile, second: StudentFile) -> list[pb.WeightDifference]:

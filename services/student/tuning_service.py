@@ -57,16 +57,16 @@ class TuningService:
         )
 
     def evaluate(self, request: student_pb2.EvaluateRequest) -> student_pb2.EvaluateResponse:
-        """Metrics on one split; on train and val out of fold. Raises NotFound, InvalidInput."""
-        split = request.split or "test"
-        if split not in SPLITS:
+        """Metrics on a split, or on train and val; on both out of fold. NotFound, InvalidInput."""
+        split = request.split
+        if split and split not in SPLITS:
             raise InvalidInput(f"split: {split[:20]!r} is none of {SPLITS}", field="split")
         student = self.library.student(request.project, request.student)
         table = self.library.table(request.project, student)
-        rows = table.labels.rows(split)
+        rows = table.labels.rows(split) if split else table.known
         response = student_pb2.EvaluateResponse(item_count=len(rows), nec=student.nec)
         if not len(rows):
-            response.undefined["fidelity"] = f"the {split} split holds no usable items"
+            response.undefined["fidelity"] = f"{split or 'train and val'}: no usable items"
             return response
         logits = self._logits(request.project, student, table)[rows]
         _fill(response, table, rows, logits, student)

@@ -73,7 +73,7 @@ def test_evaluate_shows_overall_figures_first(capsys: Capture, gateway: World) -
     result = students(capsys, gateway, "evaluate", "fruit", "--version", "2", "--split", "test")
     sent = gateway.last(students_pb2.EvaluateStudentVersionRequest)
     assert (sent.name, sent.split) == (f"{FRUIT}/versions/2", "test")
-    assert "24 images of the test split, 3.5 concepts per class" in result.out
+    assert "24 images, the test split; 3.5 concepts per class" in result.out
     assert "0.912 [0.884, 0.937]" in result.out
     assert "undefined: the class is never predicted here" in result.out
     assert result.out.index("fidelity") < result.out.index("precision/Pink-Lady")

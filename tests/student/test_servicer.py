@@ -245,14 +245,15 @@ def test_evaluate_names_metrics_and_splits(running, data, trained, report):
         request = student_pb2.EvaluateRequest(project=PROJECT, student=trained.student, split=split)
         return running.stub.Evaluate(request)
 
-    test = evaluate("")
-    assert test == evaluate("test")
+    test = evaluate("test")
     assert test.item_count == report["n_test"]
     assert test.nec == 4.0
     assert test.metrics["fidelity"].value == report["student"]["fidelity"]["value"]
     assert {f"recall/{name}" for name in CLASSES} <= set(test.metrics) | set(test.undefined)
     known = evaluate("train").item_count + evaluate("val").item_count
-    assert known == report["n_train"] + report["n_val"]
+    assert known == report["n_train"] + report["n_val"] == evaluate("").item_count
+    out_of_fold = report["out_of_fold"]["fidelity"]["value"]
+    assert evaluate("").metrics["fidelity"].value == pytest.approx(out_of_fold)
     with pytest.raises(grpc.RpcError) as caught:
         evaluate("dev")
     assert suite.violations(caught.value) == ["split"]
@@ -313,7 +314,7 @@ def test_multi_label_data_get_a_bce_student(running):
         ap = report["per_class"][name]["ap"]
         assert ap["low"] <= ap["value"] <= ap["high"]
     assert 0.5 < report["mean_average_precision"]["student"] <= 1
-    request = student_pb2.EvaluateRequest(project=PROJECT, student=trained.student)
+    request = student_pb2.EvaluateRequest(project=PROJECT, student=trained.student, split="test")
     metrics = running.stub.Evaluate(request).metrics
     assert metrics["mean_average_precision"].value == pytest.approx(
         report["mean_average_precision"]["student"]

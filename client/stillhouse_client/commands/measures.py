@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from stillhouse.gateway.v1 import students_pb2 as pb
 
-from stillhouse_client import names
+from stillhouse_client import names, sentences
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import output
-from stillhouse_client.commands.session import Address, Json, Project, run
+from stillhouse_client.commands.session import Address, Json, Project, Split, run
 
 Student = Annotated[str, typer.Argument(help="Name of the student.")]
 
@@ -25,9 +25,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     student: Student,
     version: Annotated[str, typer.Option("--version", help="Number, head or promoted.")] = "head",
-    split: Annotated[
-        str, typer.Option(help="train, val or test; reading test often flatters.")
-    ] = "val",
+    split: Split = "",
     address: Address = "",
     project: Project = names.DEFAULT_PROJECT,
     as_json: Json = False,
@@ -46,7 +44,8 @@ def evaluate(
     output.table(
         ["metric", "value"],
         sorted(rows, key=lambda row: ("/" in row[0], row[0])),
-        title=f"{found.item_count} images of the {split} split, {found.nec:.1f} concepts per class",
+        title=f"{found.item_count} images, {sentences.split(split)};"
+        f" {found.nec:.1f} concepts per class",
     )
 
 

@@ -31,6 +31,10 @@ Project = Annotated[
     str, typer.Option("--project", envvar=settings.PROJECT, help="Project of short names.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")]
+Split = Annotated[
+    str,
+    typer.Option(help="train, val or test, which often flatters; without it train and val."),
+]
 DataDir = Annotated[
     Path, typer.Option("--data-dir", envvar=settings.DATA_DIR, help="Folder of a local suite.")
 ]

@@ -10,7 +10,7 @@ from stillhouse.gateway.v1 import students_pb2 as pb
 from stillhouse_client import names, sentences
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import history, measures, output, serving, tuning
-from stillhouse_client.commands.session import Address, Json, Project, near, run
+from stillhouse_client.commands.session import Address, Json, Project, Split, near, run
 from stillhouse_client.errors import NotFound
 
 app = typer.Typer(
@@ -117,9 +117,7 @@ def compare(
     student: Student,
     first: Annotated[str, typer.Argument(help="Version: number, head or promoted.")],
     second: Annotated[str, typer.Argument(help="Version: number, head or promoted.")],
-    split: Annotated[
-        str, typer.Option(help="train, val or test; reading test often flatters.")
-    ] = "val",
+    split: Split = "",
     address: Address = "",
     project: Project = names.DEFAULT_PROJECT,
     as_json: Json = False,
@@ -152,7 +150,7 @@ def compare(
             )
             for metric in metrics
         ],
-        title=f"on the {split} split",
+        title=sentences.split(split),
     )
 
 
