@@ -18,6 +18,9 @@ export class Workshop {
   loaded = $state(false);
   problem = $state.raw<unknown>(undefined);
 
+  /** Datasets being read that are asked for again and again. */
+  private readonly attended = new Set<string>();
+
   constructor(readonly project: string) {}
 
   /** Reads all lists. What cannot be read is told in `problem`; the lists that came are kept. */
@@ -37,6 +40,13 @@ export class Workshop {
     const failed = [datasets, jobs, teachers, sets].find((one) => one.status === "rejected");
     this.problem = failed?.reason;
     this.loaded = true;
+    for (const dataset of this.datasets) this.attend(dataset);
+  }
+
+  /** Follows a dataset that is being read; where the gateway goes away, the next load takes it up again. */
+  attend(dataset: Dataset): void {
+    if (dataset.state !== "DATASET_STATE_CREATING" || this.attended.has(dataset.name)) return;
+    this.untilRead(dataset.name, new AbortController().signal).catch(() => undefined);
   }
 
   /** Puts a job's newest state into the list. */
@@ -47,16 +57,22 @@ export class Workshop {
 
   /** Puts a dataset's newest state into the list. */
   putDataset(dataset: Dataset): void {
-    this.datasets = [dataset, ...this.datasets.filter((one) => one.name !== dataset.name)];
+    const known = this.datasets.some((one) => one.name === dataset.name);
+    this.datasets = known ? this.datasets.map((one) => (one.name === dataset.name ? dataset : one)) : [dataset, ...this.datasets];
   }
 
   /** Asks for a dataset until it is read, or could not be. */
   async untilRead(name: string, signal: AbortSignal): Promise<Dataset> {
-    for (;;) {
-      const dataset = await calls.getDataset(name);
-      this.putDataset(dataset);
-      if (dataset.state !== "DATASET_STATE_CREATING" || signal.aborted) return dataset;
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    this.attended.add(name);
+    try {
+      for (;;) {
+        const dataset = await calls.getDataset(name);
+        this.putDataset(dataset);
+        if (dataset.state !== "DATASET_STATE_CREATING" || signal.aborted) return dataset;
+        await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      }
+    } finally {
+      this.attended.delete(name);
     }
   }
 }
