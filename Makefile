@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 WEB := services/gateway/web_dist/index.html
 WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
 
-.PHONY: help setup web demo up test test-all lint format protos bench assets clean
+.PHONY: help setup web demo up test test-all browser lint format protos bench assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -63,10 +63,17 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 
 test: lint assets ## lint and every test but the slow ones, with coverage
 	rm -f .coverage .coverage.*
-	$(PYTEST) -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --cov --cov-report=term:skip-covered
 
-test-all: lint assets ## every test
-	$(PYTEST) --cov --cov-report=term:skip-covered
+test-all: lint assets ## every test but the browser's
+	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
+
+# Takes /usr/bin/chromium (Debian: apt-get install chromium) or what BROWSER_EXECUTABLE names; without
+# either, npm's @sparticuz/chromium is unpacked into .deps. BROWSER_DATA_DIR reuses a demo's data.
+browser: $(VENV)/.dev web assets ## drive the workbench in a headless Chromium; keeps screenshots
+	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[browser]"
+	$(BIN)/python scripts/browser.py
+	$(PYTEST) -m browser tests/browser
 
 bench: $(VENV)/.dev assets ## run every benchmark; each prints a table and one JSON line
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
