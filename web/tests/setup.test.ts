@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import type { Dataset, DistillationJob } from "../src/lib/api/types";
 import * as chain from "../src/lib/setup/chain";
 import type { Model } from "../src/lib/setup/calls";
-import { TRAIN, backbones, conceptSpec, duration, idProblem, stageTitle, trainedFor, wordsOf, type Form } from "../src/lib/setup/plan";
+import { TRAIN, backbones, conceptSpec, duration, forPeople, idProblem, stageTitle, trainedFor, wordsOf, type Form } from "../src/lib/setup/plan";
 
 const P = "projects/p";
 const dataset = (id: string, classes: string[]): Dataset => ({ name: `${P}/datasets/${id}`, classes }) as Dataset;
@@ -29,6 +29,11 @@ describe("plan", () => {
   it.each([[0.2, "under a second"], [40, "40 s"], [200, "3 min"], [4800, "1 h 20 min"], [7200, "2 h"]])("%d s is %s", (s, text) =>
     expect(duration(s)).toBe(text),
   );
+
+  it("says names instead of resource names", () => {
+    expect(forPeople("projects/p/models/t1 and projects/p/datasets/a-b do not fit")).toBe("t1 and a-b do not fit");
+    expect(forPeople("the archive is damaged")).toBe("The archive is damaged");
+  });
 
   it("refuses names that the gateway would refuse and names stages", () => {
     expect(idProblem("fruit-2")).toBe("");

@@ -63,6 +63,13 @@ export function headSpec(form: Form, dataset: string): HeadSpec {
   return { dataset, backbone: form.backbone };
 }
 
+/** Returns a message of the server with names instead of resource names: `fruit` for `projects/p/datasets/fruit`. */
+export function forPeople(message: string): string {
+  const text = message.replace(/projects\/[a-z0-9-]+\/\w+\/([a-z0-9-]+)/g, "$1");
+  // A sentence begins with a capital, a name as it is written.
+  return text.replace(/^(the|a|an|it|its|no|this|there|fewer)\b/, (word) => word.charAt(0).toUpperCase() + word.slice(1));
+}
+
 /** Returns seconds as people say them: `40 s`, `3 min`, `1 h 20 min`. */
 export function duration(seconds: number): string {
   if (seconds < 1) return "under a second";
