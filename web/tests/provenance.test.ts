@@ -31,6 +31,13 @@ describe("place", () => {
     expect(lanes.get(name(5))).toBe(lanes.get(name(2)));
   });
 
+  it("uses a lane again where its branch has ended", () => {
+    const tree = place([node(1), node(2, 1), node(3, 1), node(4, 3), node(5, 3), node(6, 5)], name(6));
+    const lanes = Object.fromEntries(tree.nodes.map((one) => [one.name.at(-1), one.lane]));
+    expect(lanes).toEqual({ 1: 0, 2: 1, 3: 0, 4: 1, 5: 0, 6: 0 });
+    expect(tree.lanes).toBe(2);
+  });
+
   it("keeps what was undone on the line of the head", () => {
     const tree = place([node(1), node(2, 1), node(3, 2)], name(1));
     expect(tree.nodes.map((one) => one.lane)).toEqual([0, 0, 0]);
