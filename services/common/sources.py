@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.common.catalogue import Entry, Source
+from services.common.errors import Precondition
 from services.common.weights import file_sha256
 
 _POLL_S = 0.2
 _TAIL_CHARS = 800
 
 
-class FetchError(RuntimeError):
+class FetchError(Precondition):
     """An entry could not be fetched, checked, unpacked or converted; says what to do."""
 
 

@@ -33,8 +33,7 @@ class RowMemory:
     """Rows of job shards by image digest, least recently used forgotten first.
 
     Several heads on one trunk are usually asked about the same images; the trunk then runs once.
-    Rows of online
-    calls are not kept: their last bits depend on the batch they ran in.
+    Rows of online calls are not kept: their last bits depend on the batch they ran in.
     """
 
     def __init__(self, size: int) -> None:
@@ -53,6 +52,17 @@ class RowMemory:
         self._rows[(project, digest)] = row
         while len(self._rows) > self._size:
             self._rows.popitem(last=False)
+
+
+@dataclass(frozen=True, order=True)
+class ListedModel:
+    """What is known of a model before it is loaded; `classes` is empty for ImageNet's 1,000."""
+
+    model_id: str
+    licence: str
+    classes: tuple[str, ...]
+    size_px: int
+    trunk: str
 
 
 @dataclass(frozen=True)
@@ -99,13 +109,17 @@ class Registry:
                 await self._load(key)
         return self._loaded[key]
 
-    def names(self, project: str) -> Iterator[tuple[str, str]]:
-        """Yield (model id, licence) of every image classifier the project can use. Blocking."""
+    def listed(self, project: str) -> Iterator[ListedModel]:
+        """Yield every image classifier the project can use, none of them loaded. Blocking."""
         for entry in self._catalogue:
             if isinstance(entry, ImageModel):
-                yield entry.id, entry.licence
+                yield _listed(entry)
         for model_id in self._blobs.list_refs(project, "models"):
-            yield model_id, ""
+            record = self._record(project, model_id)
+            trunk = str(record["backbone"])
+            under = self._catalogue.get(trunk) if trunk in self._catalogue else None
+            size_px = _listed(under).size_px if isinstance(under, ImageModel) else 0
+            yield ListedModel(model_id, "", _names(record["classes"]), size_px, trunk)
 
     async def close(self) -> None:
         """Stop every queue."""
@@ -181,6 +195,16 @@ class Registry:
             single_label=bool(record.get("single_label", True)),
             cross_fitted=_cross_fitted(arrays),
         )
+
+
+def _listed(entry: ImageModel) -> ListedModel:
+    classes = () if isinstance(entry.classes, str) else entry.classes
+    size_px = entry.input.size_px if entry.input else 0
+    return ListedModel(entry.id, entry.licence, classes, size_px, entry.id)
+
+
+def _names(found: object) -> tuple[str, ...]:
+    return tuple(str(name) for name in found) if isinstance(found, list) else ()
 
 
 def _rows(outputs: Outputs) -> list[Row]:

@@ -48,15 +48,18 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, request: teacher_pb2.ListModelsRequest, context: Context
     ) -> teacher_pb2.ListModelsResponse:
         project = check_id(request.project, field="project")
-        found = await asyncio.to_thread(lambda: sorted(self._registry.names(project)))
+        found = await asyncio.to_thread(lambda: sorted(self._registry.listed(project)))
         chosen, token = page(found, request.page_size, request.page_token, scope=project)
         models = [
             teacher_pb2.Model(
-                name=join(project, "models", model_id),
+                name=join(project, "models", one.model_id),
                 kind=teacher_pb2.MODEL_KIND_IMAGE_CLASSIFIER,
-                licence=licence,
+                licence=one.licence,
+                image_classifier=teacher_pb2.ImageClassifierSpec(
+                    classes=one.classes, image_size=one.size_px, trunk=one.trunk
+                ),
             )
-            for model_id, licence in chosen
+            for one in chosen
         ]
         return teacher_pb2.ListModelsResponse(models=models, next_page_token=token)
 
