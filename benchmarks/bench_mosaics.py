@@ -115,7 +115,7 @@ def main() -> None:
     kinds = ("regions", "whole", "teacher")
     for label, ours in reports["regions"]["per_class"].items():
         whole = reports["whole"]["per_class"][label]
-        estimates = [part["average_precision"] for part in (ours, whole, ours["teacher"])]
+        estimates = [part["ap"] for part in (ours, whole, ours["teacher"])]
         table.add_row(label, *(shown(one) for one in estimates))
         result["classes"][label] = dict(zip(kinds, estimates, strict=True))
     mean = {kind: report["mean_average_precision"] for kind, report in reports.items()}
@@ -129,8 +129,10 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def shown(estimate: dict[str, float]) -> str:
-    """Return an estimate for people."""
+def shown(estimate: dict[str, float] | float) -> str:
+    """Return an estimate, or a mean without interval, for people."""
+    if isinstance(estimate, float):
+        return f"{estimate:.3f}"
     if estimate.get("value") is None:
         return "undefined"
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -282,9 +282,7 @@ def _teacher(truth: Truth, counts: Doubles) -> Report:
 
 
 def detail(truth: Truth, logits: Doubles, counts: Doubles) -> Report:
-    """Per-class figures of test logits [t, K]: recall and precision, or AP and mAP for multi-
-    label.
-    """
+    """Per-class figures of test logits [t, K]: recall and precision; for several labels AP, mAP."""
     if truth.labels is None:
         return {"per_class": [], "reason": NO_LABELS}
     labels = truth.labels
