@@ -61,11 +61,13 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint assets ## lint and every test but the slow ones, with coverage
+test: lint web assets ## lint, the workbench, and every test but the slow ones, with coverage
+	$(BIN)/python scripts/web.py test
 	rm -f .coverage .coverage.*
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --cov --cov-report=term:skip-covered
 
-test-all: lint assets ## every test but the browser's
+test-all: lint web assets ## every test but the browser's
+	$(BIN)/python scripts/web.py test
 	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
 
 # Takes /usr/bin/chromium (Debian: apt-get install chromium) or what BROWSER_EXECUTABLE names; without
