@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { asEdit, editBox, targetOf } from "../src/lib/edits";
-import { addWeight, allLogits, decide, flips, makeProblem, measure, wilson, type Loss } from "../src/lib/maths";
+import { addWeight, allLogits, decide, flips, makeProblem, measure, suspects, wilson, type Loss } from "../src/lib/maths";
 import { countParts, itemsOf } from "../src/lib/subsets";
 
 /** Three items, two concepts, two classes; standardised presence is [[1, 0], [-1, 2], [0, -1]]. */
@@ -59,6 +59,15 @@ describe("a worked case", () => {
     expect(itemsOf(problem, found, "both-wrong", 1)).toEqual([2]);
     expect(itemsOf(problem, found, "taken", 0)).toEqual([2]);
     expect(itemsOf(problem, found, "misaligned")).toEqual([]);
+  });
+
+  it("blames the weights that push missed images away", () => {
+    const problem = small();
+    const found = decide(allLogits(problem, weights), 3, 2, "softmax", new Uint8Array(6));
+    // Item 2 is of class 1 and taken for class 0, but the teacher misses it too: nothing to win by tuning.
+    expect(suspects(problem, weights, found, 1, 5)).toEqual([]);
+    const better = makeProblem({ ...RAW, responses: [0.9, 0.1, 0.3, 0.7, 0.4, 0.6] }, 3, 2, 2, "softmax");
+    expect(suspects(better, weights, found, 1, 5)).toEqual([{ label: 1, concept: 1, push: expect.closeTo(0.5), images: 1 }]);
   });
 
   it("takes several labels by each class", () => {
