@@ -63,7 +63,6 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 
 test: lint web assets ## lint, the workbench, and every test but the slow ones, with coverage
 	$(BIN)/python scripts/web.py test
-	$(BIN)/python scripts/web.py test
 	rm -f .coverage .coverage.*
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --cov --cov-report=term:skip-covered
 
