@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { asEdit, editBox, targetOf } from "../src/lib/edits";
-import { addWeight, allLogits, decide, flips, makeProblem, measure, suspects, wilson, type Loss } from "../src/lib/maths";
+import { addWeight, allLogits, decide, flips, makeProblem, measure, wilson, type Loss } from "../src/lib/maths";
 import { countParts, itemsOf } from "../src/lib/subsets";
+import { suspects } from "../src/lib/suspects";
 
 /** Three items, two concepts, two classes; standardised presence is [[1, 0], [-1, 2], [0, -1]]. */
 const RAW = {
