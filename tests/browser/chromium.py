@@ -19,6 +19,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".deps" / "chromium"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--disable-sync",
+    "--no-first-run",
+    "--font-render-hinting=none",
+]
 SYSTEM = ("chromium", "chromium-browser", "google-chrome")
 FONTS = f"""<?xml version="1.0"?>
 <fontconfig>

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.chromium import find
+from tests.browser.chromium import FLAGS, find
 from tests.browser.running import Running, running_suite
 
 if TYPE_CHECKING:
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from tests.browser.driver import Bench
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-    "--disable-sync",
-    "--no-first-run",
-    "--font-render-hinting=none",
-]
 WAIT_MS = 20_000
 
 # Without the extra `browser` there is nothing to collect.

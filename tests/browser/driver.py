@@ -36,8 +36,8 @@ class Bench:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until headings are there and nothing loads any more."""
-        self.page.get_by_role("heading", level=2).first.wait_for()
+        """Wait until a view is there and nothing loads any more."""
+        self.page.locator("main .view").first.wait_for()
         expect(self.page.locator("[aria-busy=true]")).to_have_count(0)
         self.page.wait_for_load_state("networkidle")
 

@@ -85,9 +85,12 @@ def test_keep_both(suite: Running, tabs: tuple[Bench, Bench, list[str]]) -> None
 
 def test_not_now_keeps_the_edit(tabs: tuple[Bench, Bench, list[str]]) -> None:
     first, second, concepts = tabs
+    before = second.shown_version()
     both_edit(first, second, concepts)
     second.page.get_by_role("button", name="Not now, keep my edits unsaved").click()
     expect(second.preview()).to_be_visible()
+    # The page then begins at the new head; the edit waits at the version it was made on.
     second.page.reload()
     second.settle()
+    second.page.get_by_role("combobox", name="Version", exact=True).select_option(before)
     expect(second.page.get_by_text("1 unsaved edit", exact=True)).to_be_visible()
