@@ -65,6 +65,8 @@ def test_from_the_worst_class_to_undo(bench: Bench, suite: Running) -> None:
     bench.save()
     bench.result().wait_for()
     after = bench.saved_version()
+    # The new version is on show a moment later than the answer.
+    expect(page.get_by_role("combobox", name="Version", exact=True)).to_have_value(after)
     bench.settle()
     bench.shot("scenario-5-gain-and-cost")
     assert suite.head(STUDENT) == after != before
