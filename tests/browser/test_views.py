@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import Route
 
 from tests.browser.driver import Bench, Theme
 from tests.browser.running import Running
@@ -38,3 +39,26 @@ def test_view(bench: Bench, suite: Running, view: str, width: int, theme: Theme)
     bench.shot(f"{view}-{width}-{theme}")
     assert bench.violations() == []
     assert bench.overflow() == []
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_many_branches_leave_room_for_the_words(bench: Bench, suite: Running, width: int) -> None:
+    bench.page.set_viewport_size({"width": width, "height": SIZES[width]})
+
+    def branch(route: Route) -> None:
+        """Answer with fifty more children of the first version."""
+        body = route.fetch().json()
+        first = body["versions"][0]
+        body["versions"] += [
+            {**first, "name": f"{first['name']}{at:03}", "parent": first["name"], "job": ""}
+            for at in range(50)
+        ]
+        route.fulfill(json=body)
+
+    bench.page.route("**/versions?*", branch)
+    bench.open("provenance")
+    tree = bench.page.get_by_role("region", name="Versions, newest first")
+    bounds = tree.get_by_role("button").first.bounding_box()
+    bench.shot(f"provenance-branches-{width}")
+    assert bounds is not None
+    assert bounds["width"] > 150
