@@ -26,6 +26,8 @@ export interface Data {
 interface Fetched {
   version: StudentVersion;
   heldout: ArrayLike<number> | undefined;
+  /** Digest of the arrays that the version stands on: versions of two jobs have two. */
+  arrays: string;
 }
 
 /** A version as numbers. Logits and decisions are out of fold: what it would say of new images. */
@@ -79,10 +81,18 @@ class Workbench {
       this.shownVersion = `${key}/${version}`;
       void this.version.load((signal) => loadVersion(project, student, version, signal), true);
     }
+    this.followJob(project, student);
+  }
+
+  /** Reads other data where the version shown comes from another job of the same student. */
+  private followJob(project: string, student: string): void {
+    const [fetched, data] = [this.version.value, this.data.value];
+    if (!fetched || !data || fetched.arrays === data.inspection.arrays.digest || this.data.loading) return;
+    void this.data.load((signal) => loadData(project, student, lastPart(fetched.version.name), signal));
   }
 
   private async open(project: string, student: string): Promise<void> {
-    void this.data.load((signal) => loadData(project, student, signal));
+    void this.data.load((signal) => loadData(project, student, "head", signal));
     await this.refresh(project, student);
   }
 
@@ -145,14 +155,14 @@ class Workbench {
 
 async function loadVersion(project: string, student: string, name: string, signal: AbortSignal): Promise<Fetched> {
   const version = await students.getVersion(project, student, name, signal);
-  const { heldout } = await students.inspect(project, student, lastPart(version.name), signal);
-  if (!heldout) return { version, heldout: undefined };
-  const arrays = readSafetensors(await students.blob(project, heldout.digest, signal));
-  return { version, heldout: arrays.get("logits")?.values };
+  const { heldout, arrays } = await students.inspect(project, student, lastPart(version.name), signal);
+  if (!heldout) return { version, heldout: undefined, arrays: arrays.digest };
+  const logits = readSafetensors(await students.blob(project, heldout.digest, signal)).get("logits");
+  return { version, heldout: logits?.values, arrays: arrays.digest };
 }
 
-async function loadData(project: string, student: string, signal: AbortSignal): Promise<Data> {
-  const inspection = await students.inspect(project, student, "head", signal);
+async function loadData(project: string, student: string, version: string, signal: AbortSignal): Promise<Data> {
+  const inspection = await students.inspect(project, student, version, signal);
   const arrays = readSafetensors(await students.blob(project, inspection.arrays.digest, signal));
   const values = (name: string): Tensor["values"] => {
     const found = arrays.get(name);
@@ -200,7 +210,7 @@ export function weightsOf(data: Data, version: StudentVersion): Weights {
 }
 
 function score(data: Data | undefined, fetched: Fetched | undefined): Scored | undefined {
-  if (!data || !fetched) return undefined;
+  if (!data || !fetched || fetched.arrays !== data.inspection.arrays.digest) return undefined;
   const { problem } = data;
   const { version, heldout } = fetched;
   const weights = weightsOf(data, version);
