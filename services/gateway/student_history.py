@@ -71,6 +71,7 @@ class HistoryRpcs(StudentAccess):
         self, request: pb.UndoTuningRequest, context: Context
     ) -> pb.UndoTuningResponse:
         def work(session: Session, student: StudentRow) -> pb.UndoTuningResponse:
+            _check_expected(session, student, request.expected_head)
             version = students.undo(session, student, shown.command(student, "undo"))
             return pb.UndoTuningResponse(version=shown.version_message(student, version))
 
@@ -81,6 +82,7 @@ class HistoryRpcs(StudentAccess):
         self, request: pb.SetStudentHeadRequest, context: Context
     ) -> pb.SetStudentHeadResponse:
         def work(session: Session, student: StudentRow) -> pb.SetStudentHeadResponse:
+            _check_expected(session, student, request.expected_head)
             row = students.resolve(session, student, request.version, "")
             told = shown.command(student, "checkout", str(row.number))
             students.set_head(session, student, row, told)
@@ -141,6 +143,12 @@ class HistoryRpcs(StudentAccess):
             return response
 
         return await asyncio.to_thread(self._store.change, change)
+
+
+def _check_expected(session: Session, student: StudentRow, expected: str) -> None:
+    """Raise HeadMoved where a head was named and the student has another by now."""
+    if expected:
+        students.check_head(student, students.resolve(session, student, expected, "").number)
 
 
 def _key(project: str, request: Repeatable) -> tuple[str, str, str, bytes]:

@@ -120,7 +120,7 @@ def check_head(student: StudentRow, head: int) -> None:
     if student.head != head:
         raise HeadMoved(
             f"{student.student_id} was changed meanwhile: its head is version {student.head}, it "
-            f"was {head}; look at it and tune again",
+            f"was {head}; look at it and try again",
             head_version=version_name(student, student.head),
         )
 

@@ -86,6 +86,21 @@ async def test_redo_restores_what_undo_left(gateway: Gateway) -> None:
     assert events[3].description == "stillhouse students checkout fruit 2"
 
 
+async def test_undo_and_redo_of_a_head_that_moved_are_refused(gateway: Gateway) -> None:
+    await gateway.stub.TuneStudent(up())
+    stale = f"{FRUIT}/versions/1"
+    for answer in (
+        gateway.stub.UndoTuning(pb.UndoTuningRequest(student=FRUIT, expected_head=stale)),
+        gateway.stub.SetStudentHead(
+            pb.SetStudentHeadRequest(student=FRUIT, version="1", expected_head=stale)
+        ),
+    ):
+        assert "its head is version 2" in str(await refused(answer))
+    assert (await gateway.student()).head_version == f"{FRUIT}/versions/2"
+    await gateway.stub.UndoTuning(pb.UndoTuningRequest(student=FRUIT, expected_head="2"))
+    assert (await gateway.student()).head_version == stale
+
+
 async def test_a_version_gets_and_loses_its_name(gateway: Gateway) -> None:
     request = rename("head", "  less stem ", str(uuid.uuid4()))
     named = (await gateway.stub.RenameStudentVersion(request)).version

@@ -133,7 +133,7 @@ class Workbench {
 
   /** Makes the head's parent the head. Throws ApiError. */
   async undo(): Promise<void> {
-    await students.undo(selection.project, selection.student);
+    await students.undo(selection.project, selection.student, this.student?.headVersion ?? "");
     await this.showHead();
   }
 
@@ -148,7 +148,7 @@ class Workbench {
 
   /** Makes a version the head and shows it. Throws ApiError. */
   async moveTo(version: string): Promise<void> {
-    await students.setHead(selection.project, selection.student, version);
+    await students.setHead(selection.project, selection.student, version, this.student?.headVersion ?? "");
     await this.showHead();
   }
 }

@@ -60,16 +60,16 @@ export async function tune(project: string, student: string, request: TuneReques
   return await call("POST", `/v1/${studentName(project, student)}:tune`, request);
 }
 
-/** Makes the head's parent the head. */
-export async function undo(project: string, student: string): Promise<api.StudentVersion> {
+/** Makes the head's parent the head; refused where the head is not the one that was seen. */
+export async function undo(project: string, student: string, expectedHead: string): Promise<api.StudentVersion> {
   type Reply = { version: api.StudentVersion };
-  return (await call<Reply>("POST", `/v1/${studentName(project, student)}:undo`, { requestId: newId() })).version;
+  return (await call<Reply>("POST", `/v1/${studentName(project, student)}:undo`, { expectedHead, requestId: newId() })).version;
 }
 
-/** Makes any version the head. */
-export async function setHead(project: string, student: string, version: string): Promise<api.StudentVersion> {
+/** Makes any version the head; refused where the head is not the one that was seen. */
+export async function setHead(project: string, student: string, version: string, expectedHead: string): Promise<api.StudentVersion> {
   type Reply = { version: api.StudentVersion };
-  const body = { version, requestId: newId() };
+  const body = { version, expectedHead, requestId: newId() };
   return (await call<Reply>("POST", `/v1/${studentName(project, student)}:setHead`, body)).version;
 }
 
