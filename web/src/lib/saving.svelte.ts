@@ -61,12 +61,12 @@ class Saving {
 
   /** Goes back to the version before the one that was saved. Throws ApiError. */
   async undo(): Promise<void> {
-    const parent = this.result?.version.parent;
-    if (!parent) return;
+    const saved = this.result?.version;
+    if (!saved?.parent) return;
     this.error = undefined;
     try {
-      if (this.result?.version.name === workbench.student?.headVersion) await workbench.undo();
-      else await workbench.moveTo(lastPart(parent));
+      // The saved version is the head that was seen, even before the page has read the student again.
+      await workbench.undo(saved.name);
       this.result = undefined;
     } catch (error) {
       this.error = asError(error);

@@ -131,9 +131,9 @@ class Workbench {
     await this.refresh();
   }
 
-  /** Makes the head's parent the head. Throws ApiError. */
-  async undo(): Promise<void> {
-    await students.undo(selection.project, selection.student, this.student?.headVersion ?? "");
+  /** Makes the parent of the head that was seen the head. Throws ApiError. */
+  async undo(seen = this.student?.headVersion ?? ""): Promise<void> {
+    await students.undo(selection.project, selection.student, seen);
     await this.showHead();
   }
 
