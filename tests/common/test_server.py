@@ -27,6 +27,8 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
     async def GetModel(self, request, context):
         if request.name == "bug":
             raise RuntimeError("secret inside")
+        if request.name == "disk":
+            raise OSError(28, "No space left on device", "/secret/path")
         if request.name == "full":
             raise errors.Overloaded("queue is full", retry_after_s=1.5)
         if request.name == "slow":
@@ -64,12 +66,15 @@ def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
     with running() as (_, address), grpc.insecure_channel(address) as channel:
         stub = teacher_pb2_grpc.TeacherServiceStub(channel)
         seen = {}
-        for name in ("bad", "full", "bug"):
+        for name in ("bad", "full", "disk", "bug"):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.GetModel(teacher_pb2.GetModelRequest(name=name), timeout=10)
             seen[name] = _status(caught.value)
         assert seen["bad"][:2] == (3, ["ErrorInfo", "BadRequest"])
         assert seen["full"][:2] == (8, ["ErrorInfo", "RetryInfo"])
+        assert seen["disk"][:2] == (8, ["ErrorInfo", "RetryInfo"])
+        assert "disk is full" in seen["disk"][2]
+        assert "secret" not in seen["disk"][2]
         assert seen["bug"][:2] == (13, ["ErrorInfo"])
         assert "secret" not in seen["bug"][2]
         assert "request id" in seen["bug"][2]
