@@ -1,0 +1,1 @@
+"""Language students: losses, data, training, evaluation and the recipe that joins them."""
