@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stillhouse.student.v1 import student_pb2
@@ -24,9 +24,11 @@ class Training:
     writer: Writer
     ring: Callable[[], None]
 
-    def progress(self, stage: str, done: int, total: int) -> None:
+    def progress(
+        self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Tell how far the run is. Raises Fenced where another worker has taken over."""
-        self.writer.progress(stage, done, total)
+        self.writer.progress(stage, done, total, metrics)
         self.ring()
 
     def phase(self, name: str, compute: Callable[[], Arrays]) -> Arrays:

@@ -3,7 +3,7 @@
     RUNS/{project}/{run_id}/recipe.pb       the TrainRequest, without `after_sequence`
                             epoch           number of the newest worker; older ones must not write
                             events.jsonl    one progress event per line, numbered from 1
-                            checkpoint/     finished phases, one safetensors file each
+                            checkpoint/     finished phases: a safetensors file or a folder each
                             outcome.pb      the last event: result or error
 
 A worker writes under the fence: it takes the file lock, compares its epoch, writes. So a worker
@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -128,10 +128,15 @@ class Writer:
     def __init__(self, run: RunDir, epoch: int) -> None:
         self.run, self.epoch = run, epoch
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Append a progress event."""
+    def progress(
+        self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Append a progress event; `metrics` are finite points of learning curves."""
         with self._fence():
-            event = {"sequence": self._next(), "stage": stage, "done": done, "total": total}
+            event: dict[str, object] = {"sequence": self._next(), "stage": stage}
+            event |= {"done": done, "total": total}
+            if metrics:
+                event["metrics"] = dict(metrics)
             with (self.run.path / "events.jsonl").open("ab") as file:
                 file.write(json.dumps(event).encode() + b"\n")
 
@@ -163,6 +168,33 @@ class Writer:
         except (FileNotFoundError, InvalidInput):
             return None
 
+    def save_folder(self, phase: str, number: int, fill: Callable[[Path], None]) -> None:
+        """Keep the files that `fill` writes into an empty folder as state `number` of a phase.
+
+        The folder appears whole or not at all; then lower states of the phase are dropped.
+        """
+        parent, name = self._phase(phase).parent, f"{phase}.{number:010d}"
+        partial = parent / f".{name}.{self.epoch}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        with self._fence():
+            shutil.rmtree(parent / name, ignore_errors=True)
+            os.replace(partial, parent / name)
+            _sync(parent)
+            for path in [*self._folders(phase)[:-1], *parent.glob(f".{phase}.*")]:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def newest_folder(self, phase: str) -> Path | None:
+        """The highest state that `save_folder` finished of a phase, else None."""
+        found = self._folders(phase)
+        return found[-1] if found else None
+
+    def _folders(self, phase: str) -> list[Path]:
+        return sorted(self._phase(phase).parent.glob(f"{phase}." + "[0-9]" * 10))
+
     def _phase(self, phase: str) -> Path:
         if not _PHASE.fullmatch(phase):
             raise ValueError(f"phase {phase!r} is not a file name")
@@ -182,7 +214,9 @@ class Writer:
 
 def _decode(line: bytes) -> student_pb2.TrainResponse:
     raw = json.loads(line)
-    progress = student_pb2.TrainProgress(stage=raw["stage"], done=raw["done"], total=raw["total"])
+    progress = student_pb2.TrainProgress(
+        stage=raw["stage"], done=raw["done"], total=raw["total"], metrics=raw.get("metrics", {})
+    )
     return student_pb2.TrainResponse(sequence=raw["sequence"], progress=progress)
 
 
@@ -193,6 +227,15 @@ def _replace(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _differences(
