@@ -214,6 +214,43 @@ class ImageTextEncoder(_Entry):
         return tuple(part for part in (self.vision, self.text) if part)
 
 
+class LanguageModel(_Entry):
+    """A causal language model: a transformers folder with safetensors, a GGUF file, a low-rank
+    adapter (peft) on another entry, or a model of an OpenAI-compatible server.
+    """
+
+    kind: Literal["language-model"]
+    loader: Literal["transformers", "gguf", "openai"]
+    base: EntryId | None = None
+    """The entry under an adapter."""
+    weights_digest: Sha256 | None = None
+    """Content digest of the safetensors that a GGUF file is converted to."""
+    golden: tuple[float, ...] = ()
+    """The first logits after the fixed prompt of the GGUF converter, checked at conversion."""
+    url: str = ""
+    """Of loader openai: where the API is, for example ``http://127.0.0.1:8000/v1``."""
+    remote_model: str = ""
+    """Of loader openai: the model's name there."""
+    context_length: int | None = Field(default=None, gt=0)
+    """Of loader openai, in tokens; other models state their own."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> LanguageModel:
+        remote = self.loader == "openai"
+        if remote != bool(self.url and self.remote_model) or remote == bool(self.source):
+            raise ValueError("give source, or loader openai with url and remote_model")
+        if remote and not self.url.startswith(("http://", "https://")):
+            raise ValueError("url must begin with http:// or https://")
+        if self.base and self.loader != "transformers":
+            raise ValueError("an adapter (base) is a peft folder of loader transformers")
+        if self.source and (self.source.member or self.source.name).endswith(_PICKLED):
+            raise ValueError("a pickled checkpoint is not read; save it as safetensors")
+        return self
+
+    def parts(self) -> tuple[str, ...]:
+        return (self.base,) if self.base else ()
+
+
 class Dataset(_Entry):
     """A labelled set of images."""
 
@@ -225,7 +262,8 @@ class Dataset(_Entry):
 
 
 Entry = Annotated[
-    ImageModel | TextEncoder | ImageTextEncoder | Dataset, Field(discriminator="kind")
+    ImageModel | TextEncoder | ImageTextEncoder | LanguageModel | Dataset,
+    Field(discriminator="kind"),
 ]
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
 
@@ -256,6 +294,14 @@ class Catalogue:
         entry = self.get(entry_id)
         if not isinstance(entry, ImageModel):
             message = f"{entry_id!r} is a {entry.kind}, not an image model"
+            raise NotFound(message, resource=entry_id)
+        return entry
+
+    def language_model(self, entry_id: str) -> LanguageModel:
+        """As ``get``, refusing other kinds. Raises NotFound."""
+        entry = self.get(entry_id)
+        if not isinstance(entry, LanguageModel):
+            message = f"{entry_id!r} is a {entry.kind}, not a language model"
             raise NotFound(message, resource=entry_id)
         return entry
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from services.common.archive import ArchiveError, unpack
-from services.common.catalogue import Catalogue, Entry, ImageModel
+from services.common.catalogue import Catalogue, Entry, ImageModel, LanguageModel
 from services.common.sources import FetchError, OnProgress, Progress, download, silent
 from services.common.weights import WeightsError, content_digest, file_sha256
 
@@ -38,6 +38,8 @@ __all__ = ["FetchError", "OnProgress", "Progress", "ensure", "ensure_all", "is_r
 
 # Raised when the converter's output changes, so that old conversions are made anew.
 _CONVERTER = 1
+
+Convertible = ImageModel | LanguageModel
 
 
 def _key(entry: Entry) -> str:
@@ -52,9 +54,15 @@ def _key(entry: Entry) -> str:
     return f"{entry.id}-{hashlib.sha256(f'{source} {pinned}'.encode()).hexdigest()[:16]}"
 
 
-def _weights_key(entry: ImageModel) -> str:
-    recipe = json.dumps([entry.convert, entry.architecture, entry.variant, _CONVERTER])
-    return f"{_key(entry)}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+def _weights(entry: Convertible, cache: Path) -> Path:
+    """Where converted weights lie: a safetensors file, of a language model a whole folder."""
+    if isinstance(entry, LanguageModel):
+        recipe, name = json.dumps([entry.loader, _CONVERTER]), "model"
+    else:
+        recipe = json.dumps([entry.convert, entry.architecture, entry.variant, _CONVERTER])
+        name = "model.safetensors"
+    key = f"{_key(entry)}-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+    return cache / "weights" / key / name
 
 
 @contextlib.contextmanager
@@ -151,21 +159,43 @@ def _files(entry: Entry, cache: Path, on_progress: OnProgress) -> Path:
     return _unpacked(entry, cache, on_progress) / entry.source.member.rstrip("/")
 
 
-def _needs_conversion(entry: Entry) -> TypeGuard[ImageModel]:
+def _needs_conversion(entry: Entry) -> TypeGuard[Convertible]:
+    if isinstance(entry, LanguageModel):
+        return entry.loader == "gguf"
     if not isinstance(entry, ImageModel) or not entry.convert:
         return False
     return not (entry.source.member or entry.source.name).endswith(".safetensors")
 
 
-def _convert(entry: ImageModel, source: Path, target: Path) -> None:
+def _convert(entry: Convertible, source: Path, target: Path) -> None:
     """Run the converter in a child process: the only place that reads a pickled checkpoint."""
+    if isinstance(entry, LanguageModel):
+        command = _gguf_command(entry, source, target)
+    else:
+        command = _pth_command(entry, source, target)
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise FetchError(f"{entry.id}: conversion failed: {done.stderr.strip()[-800:]}")
+
+
+def _gguf_command(entry: LanguageModel, source: Path, target: Path) -> list[str]:
+    command = ["services.torch_common.language.convert_gguf", str(source), str(target)]
+    return [*command, f"--golden={','.join(repr(x) for x in entry.golden)}"]
+
+
+def _pth_command(entry: ImageModel, source: Path, target: Path) -> list[str]:
     kind = {
         "timm-by-position": f"timm:{entry.architecture}",
         "timm-by-name": f"timm-by-name:{entry.architecture}",
         "keras-resnet50": "keras:resnet50",
     }[entry.convert]
-    command = [sys.executable, "-m", "services.torch_common.convert_pth", str(source), str(target)]
-    command += ["--kind", kind]
+    command = ["services.torch_common.convert_pth", str(source), str(target), "--kind", kind]
     if entry.classes != "imagenet-1k":
         command += ["--classes", str(len(entry.classes))]
     if entry.variant:
@@ -173,17 +203,13 @@ def _convert(entry: ImageModel, source: Path, target: Path) -> None:
     if entry.golden and entry.input:
         values = ",".join(repr(x) for x in entry.golden)
         command += ["--size", str(entry.input.size_px), f"--golden={values}"]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise FetchError(f"{entry.id}: conversion failed: {done.stderr.strip()[-800:]}")
+    return command
 
 
-def _check_weights(entry: ImageModel, path: Path) -> None:
+def _check_weights(entry: Convertible, path: Path) -> None:
     """Compare the content digest with the pinned one. Raises FetchError."""
     try:
-        got = content_digest(path)
+        got = content_digest(path / "model.safetensors" if path.is_dir() else path)
     except (WeightsError, OSError) as error:
         raise FetchError(f"{entry.id}: {error}") from error
     if entry.weights_digest and got != entry.weights_digest:
@@ -192,13 +218,13 @@ def _check_weights(entry: ImageModel, path: Path) -> None:
         )
 
 
-def _converted(entry: ImageModel, source: Path, cache: Path, on_progress: OnProgress) -> Path:
-    target = cache / "weights" / _weights_key(entry) / "model.safetensors"
+def _converted(entry: Convertible, source: Path, cache: Path, on_progress: OnProgress) -> Path:
+    target = _weights(entry, cache)
     if target.exists():
         return target
     on_progress(Progress(entry.id, "convert", entry.size_bytes or 0, entry.size_bytes))
     with _scratch(cache, _key(entry)) as scratch:
-        fresh = scratch / "model.safetensors"
+        fresh = scratch / target.name
         _convert(entry, source, fresh)
         _check_weights(entry, fresh)
         _publish(fresh, target)
@@ -210,7 +236,7 @@ def _target(entry: Entry, cache: Path) -> Path | None:
     if entry.source is None:
         return None
     if _needs_conversion(entry):
-        return cache / "weights" / _weights_key(entry) / "model.safetensors"
+        return _weights(entry, cache)
     if entry.source.scheme == "file":
         return Path(entry.source.name)
     return cache / "files" / _key(entry) / entry.source.member.rstrip("/")

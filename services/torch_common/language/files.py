@@ -1,0 +1,113 @@
+"""Where a language model's files are: a catalogue entry's in the cache, a project's own out of the
+blob store. Loads nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.common.blobs import BlobStore
+from services.common.catalogue import Catalogue, LanguageModel
+from services.common.errors import NotFound
+from services.common.fetch import ensure
+from services.common.model_records import LanguageModelRecord
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder: a transformers folder, or a peft folder where there is a `base`."""
+
+    model_id: str
+    folder: Path
+    licence: str
+    key: str
+    """Changes whenever the files could: of a project's model its record's digest."""
+    base: str = ""
+    """Last part of the name of the model under an adapter."""
+    base_digest: str = ""
+    """What `LoadedLanguageModel.digest` of the base was when the adapter was trained; empty where
+    nobody knows."""
+
+
+class ModelSource:
+    """Finds models by id: the catalogue's first, then the project's. Blocking."""
+
+    def __init__(self, catalogue: Catalogue, blobs: BlobStore, cache_dir: Path) -> None:
+        self.catalogue, self.blobs, self.cache_dir = catalogue, blobs, cache_dir
+
+    def record(self, project: str, model_id: str) -> LanguageModelRecord:
+        """A project's record. Raises NotFound (with near names), or InvalidInput where it is none
+        of a language model."""
+        return LanguageModelRecord.from_bytes(self.reference(project, model_id))
+
+    def reference(self, project: str, model_id: str) -> bytes:
+        """The bytes that the project's model id points at now. Raises NotFound with near names."""
+        try:
+            return self.blobs.get_ref(project, f"models/{model_id}")
+        except NotFound:
+            names = [*self.blobs.list_refs(project, "models"), *(e.id for e in self.catalogue)]
+            raise _unknown(model_id, names) from None
+
+    def find(self, project: str, model_id: str) -> ModelFiles:
+        """Bring a model's files into the cache and say where they are.
+
+        Raises NotFound for an unknown id, FetchError, or InvalidInput for a damaged record.
+        """
+        if model_id in self.catalogue:
+            entry = self.catalogue.language_model(model_id)
+            return ModelFiles(model_id, self._fetched(entry), entry.licence, "", entry.base or "")
+        data = self.reference(project, model_id)
+        record = LanguageModelRecord.from_bytes(data)
+        key = hashlib.sha256(data).hexdigest()
+        folder = materialise(record, self.blobs, project, self.cache_dir)
+        return ModelFiles(model_id, folder, record.licence, key, record.base, record.base_digest)
+
+    def _fetched(self, entry: LanguageModel) -> Path:
+        if entry.loader == "openai":
+            raise NotFound(f"{entry.id!r} is on another server; it has no files", resource=entry.id)
+        return ensure(entry, self.cache_dir)
+
+
+def materialise(
+    record: LanguageModelRecord, blobs: BlobStore, project: str, cache_dir: Path
+) -> Path:
+    """Copy a record's files out of the blob store into a folder of the cache named by their
+    digests, once; returns it. Raises NotFound where a blob is missing."""
+    text = json.dumps([project, record.files], sort_keys=True)
+    folder = cache_dir / "models" / hashlib.sha256(text.encode()).hexdigest()
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
+        partial = Path(scratch, "files")
+        partial.mkdir()
+        for name, digest in record.files.items():
+            _copy(blobs, project, digest, partial / name)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.exists():  # else another process was first, with the same files
+                raise
+    return folder
+
+
+def _copy(blobs: BlobStore, project: str, digest: str, target: Path) -> None:
+    """Copy one blob in pieces, checking its digest on the way."""
+    with blobs.open(project, digest) as source, target.open("xb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+    with target.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise NotFound(f"blob {digest} in project {project} is damaged", resource=digest)
+
+
+def _unknown(model_id: str, names: list[str]) -> NotFound:
+    near = difflib.get_close_matches(model_id, names, n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return NotFound(f"no model {model_id!r}{hint}", resource=model_id)
