@@ -17,12 +17,15 @@ from services.common.blobs import check_digest
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.interceptors import Context
 from services.common.manifest import SPLITS, Manifest
+from services.common.texts import TextManifest, TextRecord, unpack_records
 from services.gateway.datasets import corrections, records
 from services.gateway.datasets.readers import Reading, check_uri
 from services.gateway.datasets.runner import IngestRunner, options_of
+from services.gateway.datasets.text_files import name_of_kind
+from services.gateway.datasets.text_sources import is_archive
 from services.gateway.datasets.trees import archive_tree
-from services.gateway.paging import page
-from services.gateway.store import Store
+from services.gateway.paging import Page, page
+from services.gateway.store import DatasetRow, Store
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_ARCHIVE_BYTES = 8 << 30
@@ -138,9 +141,14 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         return project
 
     def _keep(self, project: str, file: BinaryIO) -> tuple[str, int]:
-        """Store an archive after a look at what it is."""
+        """Store an archive, or one file of texts, after a look at what it is."""
         file.seek(0)
-        archive_tree(lambda: cast("BinaryIO", _Kept(file)))
+        if is_archive(cast("BinaryIO", _Kept(file))):
+            file.seek(0)
+            archive_tree(lambda: cast("BinaryIO", _Kept(file)))
+        else:
+            file.seek(0)
+            name_of_kind(file)
         file.seek(0)
         return self._reading.blobs.put_file(project, file)
 
@@ -152,11 +160,18 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         row = records.get(self._store, project, dataset_id)
         if row.state != "READY":
             raise Precondition(f"{records.name_of(row)} is {row.state.lower()}, not ready")
-        manifest = self._manifest(project, row.manifest_digest)
+        if records.holds_texts(row):
+            return self._listed_texts(row, request.split, wanted)
+        return self._listed_images(row, request.split, wanted)
+
+    def _listed_images(
+        self, row: DatasetRow, split: str, wanted: Page
+    ) -> pb.ListDatasetItemsResponse:
+        manifest = self._manifest(row.project, row.manifest_digest)
         found = []
         for at in range(wanted.position, len(manifest.items)):
             item = manifest.items[at]
-            if request.split in ("", item.split):
+            if split in ("", item.split):
                 found.append((at + 1, item))
             if len(found) > wanted.size:
                 break
@@ -172,8 +187,49 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         ]
         return pb.ListDatasetItemsResponse(items=messages, next_page_token=token)
 
+    def _listed_texts(
+        self, row: DatasetRow, split: str, wanted: Page
+    ) -> pb.ListDatasetItemsResponse:
+        blobs = self._reading.blobs
+        manifest = TextManifest.from_bytes(blobs.get(row.project, row.manifest_digest))
+        found: list[tuple[int, TextRecord]] = []
+        start = 0
+        for shard in manifest.shards:
+            end = start + shard.count
+            if split in ("", shard.split) and end > wanted.position and len(found) <= wanted.size:
+                read = unpack_records(blobs.get(row.project, shard.digest))
+                found += [
+                    (at + 1, record)
+                    for at, record in enumerate(read, start=start)
+                    if at >= wanted.position
+                ]
+            start = end
+        found = found[: wanted.size + 1]
+        kept, token = wanted.cut([record for _, record in found], [at for at, _ in found])
+        return pb.ListDatasetItemsResponse(
+            items=[text_item(record) for record in kept], next_page_token=token
+        )
+
     def _read_manifest(self, project: str, digest: str) -> Manifest:
         return Manifest.from_bytes(self._reading.blobs.get(project, digest))
+
+
+def text_item(record: TextRecord) -> pb.DatasetItem:
+    """Return the message of a text record."""
+    return pb.DatasetItem(
+        item_id=record.record_id,
+        digest=record.digest,
+        split=record.split,
+        text=pb.TextRecord(
+            text=record.text,
+            prompt=record.prompt,
+            answer=record.answer,
+            reference=record.reference,
+            choices=record.choices,
+            choice_index=record.choice_index,
+            group=record.group,
+        ),
+    )
 
 
 class _Kept:

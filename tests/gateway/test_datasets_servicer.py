@@ -263,7 +263,7 @@ async def test_an_uploaded_archive_becomes_a_dataset(gateway: Gateway) -> None:
     ("messages", "says"),
     [
         (list(chunks(b"")), "empty"),
-        (list(chunks(b"not an archive")), "neither zip nor tar"),
+        (list(chunks(b"\x00\x01neither")), "neither an archive nor text"),
         (list(chunks(b"PK\x03\x04" * 10, project="")), "project"),
         (list(chunks(b"PK\x03\x04" * 300_000, size=1 << 18)), "over the limit"),
         (list(chunks(b"PK\x03\x04" * 300_000, size=(1 << 20) + 1)), "chunk"),

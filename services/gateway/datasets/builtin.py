@@ -1,4 +1,4 @@
-"""The example photos of the catalogue as a source: `builtin:fruit-fine`, `builtin:cifar10`."""
+"""The example data of the catalogue as sources: `builtin:fruit-fine`, `builtin:cifar10`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from services.common import catalogue, fetch
-from services.common.errors import NotFound, PeerUnavailable
+from services.common.errors import NotFound, PeerUnavailable, Precondition
 from services.gateway.builtin_data import Photo, iter_dataset
 from services.gateway.datasets.entries import Entry, Listing, Rejected
+
+TEXT_LOADER = "text-jsonl"
+"""Loader of a catalogue's text dataset: JSON lines, or whatever else texts are read from."""
 
 
 class BuiltinSource:
@@ -42,14 +45,49 @@ class BuiltinSource:
         return iter_dataset(self._entry, path)
 
 
+def check_known(name: str, entries: catalogue.Catalogue) -> None:
+    """Raise NotFound unless the catalogue has a dataset of that name, of images or of texts."""
+    known = {**_images(entries), **_texts(entries)}
+    if name not in known:
+        raise _unknown(name, known)
+
+
+def find_texts(name: str, entries: catalogue.Catalogue) -> catalogue.Dataset:
+    """Return the text dataset of that name. Raises NotFound, Precondition for one of images."""
+    known = _texts(entries)
+    if name in known:
+        return known[name]
+    if name in _images(entries):
+        raise Precondition(f"the built-in dataset {name} holds images, not texts")
+    raise _unknown(name, known)
+
+
 def _find(name: str, entries: catalogue.Catalogue) -> tuple[catalogue.Dataset, str]:
+    known = _images(entries)
+    if name in known:
+        return known[name]
+    if name in _texts(entries):
+        raise Precondition(f"the built-in dataset {name} holds texts; say kind DATASET_KIND_TEXTS")
+    raise _unknown(name, known)
+
+
+def _images(entries: catalogue.Catalogue) -> dict[str, tuple[catalogue.Dataset, str]]:
     known: dict[str, tuple[catalogue.Dataset, str]] = {}
     for entry in entries:
-        if isinstance(entry, catalogue.Dataset):
+        if isinstance(entry, catalogue.Dataset) and str(entry.loader) != TEXT_LOADER:
             known[entry.id] = (entry, entry.labels[0])
             known.update({f"{entry.id}-{one}": (entry, one) for one in entry.labels})
-    if name not in known:
-        raise NotFound(
-            f"no built-in dataset {name!r}; there are {', '.join(sorted(known))}", resource=name
-        )
-    return known[name]
+    return known
+
+
+def _texts(entries: catalogue.Catalogue) -> dict[str, catalogue.Dataset]:
+    return {
+        entry.id: entry
+        for entry in entries
+        if isinstance(entry, catalogue.Dataset) and str(entry.loader) == TEXT_LOADER
+    }
+
+
+def _unknown(name: str, known: Collection[str]) -> NotFound:
+    there = ", ".join(sorted(known)) or "none of this kind"
+    return NotFound(f"no built-in dataset {name!r}; there are {there}", resource=name)

@@ -35,6 +35,8 @@ def correct(
     """
     if source.state != "READY":
         raise Precondition(f"{records.name_of(source)} is {source.state.lower()}, not ready")
+    if records.holds_texts(source):
+        raise Precondition(f"{records.name_of(source)} holds texts, which have no labels")
     manifest = Manifest.from_bytes(blobs.get(source.project, source.manifest_digest))
     data = corrected(manifest, request.corrections).to_bytes()
     digest = blobs.put(source.project, data)

@@ -16,13 +16,13 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue
 from services.common.errors import InvalidInput, NotFound, PeerUnavailable, Precondition
 from services.common.hosts import is_loopback
-from services.gateway.datasets.builtin import BuiltinSource
+from services.gateway.datasets.builtin import BuiltinSource, check_known
 from services.gateway.datasets.entries import Source, shown
 from services.gateway.datasets.layouts import TreeSource
 from services.gateway.datasets.parquet import Columns, ParquetSource
 from services.gateway.datasets.trees import FolderTree, archive_tree
 
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
 _TABLES = (".csv", ".jsonl")
 MAX_URI_CHARS = 4096
 
@@ -104,7 +104,7 @@ def check_uri(uri: str, reading: Reading) -> None:
         raise InvalidInput("uri: one of uri, archive is required", field="uri")
     reading.policy.check(uri)
     if scheme_of(uri) == "builtin":
-        _builtin(uri, reading)
+        check_known(builtin_name(uri), reading.catalogue)
     elif scheme_of(uri) == "file" and not Path(local_path(uri)).exists():
         raise NotFound(f"there is nothing at {shown(uri)} on the gateway's host", resource=uri)
 
@@ -126,7 +126,7 @@ def open_uri(uri: str, reading: Reading) -> Source:
     plain, options = _fragment(uri)
     url = local_path(uri) if scheme_of(uri) == "file" else plain
     url = url.rstrip("/") or "/"
-    confine = None if reading.policy.loopback or scheme_of(uri) != "file" else _root(uri, reading)
+    confine = confined_root(uri, reading)
     try:
         return _by_kind(url, options, confine, reading)
     except (OSError, ImportError, ValueError) as error:
@@ -140,7 +140,7 @@ def _by_kind(url: str, options: dict[str, str], confine: Path | None, reading: R
     limit, name = reading.max_image_bytes, urlsplit(url).path.lower()
     if name.endswith(".parquet"):
         return ParquetSource([url], _columns(options), max_bytes=limit)
-    if name.endswith(_ARCHIVES):
+    if name.endswith(ARCHIVES):
         opener = partial(_open, url)
         return TreeSource(archive_tree(opener), max_bytes=limit)
     if name.endswith((".json", *_TABLES)):
@@ -181,6 +181,21 @@ def _root(uri: str, reading: Reading) -> Path:
     return root
 
 
+def confined_root(uri: str, reading: Reading) -> Path | None:
+    """Return the file root that a local URI must not lead out of; None where there is none.
+
+    Raises Precondition where it lies in none of the roots that this gateway has.
+    """
+    if reading.policy.loopback or scheme_of(uri) != "file":
+        return None
+    return _root(uri, reading)
+
+
+def without_fragment(uri: str) -> str:
+    """Return a URI without `#label=a&image=b`."""
+    return _fragment(uri)[0]
+
+
 def _fragment(uri: str) -> tuple[str, dict[str, str]]:
     """Split `uri#label=a&image=b`; a `#` that is part of a path stays where no `=` follows."""
     plain, mark, options = uri.rpartition("#")
@@ -189,6 +204,10 @@ def _fragment(uri: str) -> tuple[str, dict[str, str]]:
     return uri, {}
 
 
+def builtin_name(uri: str) -> str:
+    """Return NAME of `builtin:NAME?max=60`."""
+    return uri.partition(":")[2].partition("?")[0].strip("/")
+
+
 def _builtin(uri: str, reading: Reading) -> Source:
-    name = uri.partition(":")[2].partition("?")[0].strip("/")
-    return BuiltinSource(name, reading.cache_dir, reading.catalogue)
+    return BuiltinSource(builtin_name(uri), reading.cache_dir, reading.catalogue)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from google.protobuf import json_format, timestamp_pb2
 from google.rpc import status_pb2
 from sqlalchemy import Select, select, update
@@ -12,6 +14,7 @@ from stillhouse.gateway.v1 import datasets_pb2 as pb
 from services.common import names
 from services.common.errors import AlreadyExists, NotFound
 from services.gateway.datasets.ingest import Ingested
+from services.gateway.datasets.text_ingest import TextIngested
 from services.gateway.paging import Page
 from services.gateway.store import DatasetRow, Store, answered, record
 
@@ -103,9 +106,16 @@ def set_progress(store: Store, pk: int, done: int) -> None:
         session.execute(query.values(item_count=done))
 
 
-def finish(store: Store, pk: int, ingested: Ingested) -> None:
+def finish(store: Store, pk: int, ingested: Ingested | TextIngested) -> None:
     """Make a CREATING dataset READY; one that is not CREATING any more stays as it is."""
-    result = pb.Dataset(
+    if isinstance(ingested, TextIngested):
+        _end(store, pk, "READY", _of_texts(ingested), ingested.item_count)
+    else:
+        _end(store, pk, "READY", _of_images(ingested), len(ingested.manifest.items))
+
+
+def _of_images(ingested: Ingested) -> pb.Dataset:
+    return pb.Dataset(
         manifest=items_pb2.BlobRef(
             digest=ingested.manifest_digest, size_bytes=ingested.manifest_bytes
         ),
@@ -120,7 +130,22 @@ def finish(store: Store, pk: int, ingested: Ingested) -> None:
         ],
         cross_split_duplicate_count=ingested.duplicate_count,
     )
-    _end(store, pk, "READY", result, len(ingested.manifest.items))
+
+
+def _of_texts(ingested: TextIngested) -> pb.Dataset:
+    return pb.Dataset(
+        manifest=items_pb2.BlobRef(
+            digest=ingested.manifest_digest, size_bytes=ingested.manifest_bytes
+        ),
+        split_counts=ingested.split_counts,
+        field_counts=ingested.manifest.field_counts,
+        rejected=[pb.RejectedItem(path=r.path, reason=r.reason) for r in ingested.rejected],
+        rejected_count=ingested.rejected_count,
+        cross_split_duplicates=[
+            pb.DuplicatePair(first_item=a, second_item=b) for a, b in ingested.leaks
+        ],
+        cross_split_duplicate_count=ingested.leak_count,
+    )
 
 
 def fail(store: Store, pk: int, error: status_pb2.Status) -> None:
@@ -134,9 +159,16 @@ def to_message(row: DatasetRow) -> pb.Dataset:
     message = json_format.Parse(row.result_json, pb.Dataset())
     message.name = name_of(row)
     message.state = pb.DatasetState.Value(f"DATASET_STATE_{row.state}")
+    texts = holds_texts(row)
+    message.kind = pb.DATASET_KIND_TEXTS if texts else pb.DATASET_KIND_IMAGES
     message.item_count = row.item_count
     message.create_time.CopyFrom(to_timestamp(row.created))
     return message
+
+
+def holds_texts(row: DatasetRow) -> bool:
+    """Return whether a dataset holds texts, as it was asked for; images otherwise."""
+    return bool(json.loads(row.source_json).get("kind") == "DATASET_KIND_TEXTS")
 
 
 def to_timestamp(seconds: float) -> timestamp_pb2.Timestamp:

@@ -26,6 +26,8 @@ from services.gateway.datasets.entries import Source, shown
 from services.gateway.datasets.ingest import Ingested, Options, Verdicts, ingest
 from services.gateway.datasets.readers import Reading, open_archive, open_uri
 from services.gateway.datasets.splits import Shares
+from services.gateway.datasets.text_ingest import TextIngested, ingest_texts
+from services.gateway.datasets.text_sources import TextSource, open_text_blob, open_text_uri
 from services.gateway.store import Store
 
 _PROGRESS_S = 0.5
@@ -98,11 +100,9 @@ class IngestRunner:
             records.fail(self._store, pk, _internal(records.name_of(row)))
         else:
             records.finish(self._store, pk, ingested)
-            _log.info(
-                "dataset ready", dataset=records.name_of(row), items=len(ingested.manifest.items)
-            )
+            _log.info("dataset ready", dataset=records.name_of(row))
 
-    def _ingest(self, pk: int, request: pb.CreateDatasetRequest) -> Ingested:
+    def _ingest(self, pk: int, request: pb.CreateDatasetRequest) -> Ingested | TextIngested:
         last_s = time.monotonic()
 
         def progress(done: int, _: int) -> None:
@@ -111,6 +111,15 @@ class IngestRunner:
                 last_s = time.monotonic()
                 records.set_progress(self._store, pk, done)
 
+        if request.kind == pb.DATASET_KIND_TEXTS:
+            return ingest_texts(
+                self._open_texts(request),
+                self._reading.blobs,
+                request.project,
+                options_of(request),
+                progress=progress,
+                stopping=self._stopping.is_set,
+            )
         return ingest(
             self._open(request),
             self._reading.blobs,
@@ -127,6 +136,11 @@ class IngestRunner:
             return open_archive(request.project, request.archive.digest, self._reading)
         return open_uri(request.uri, self._reading)
 
+    def _open_texts(self, request: pb.CreateDatasetRequest) -> TextSource:
+        if request.WhichOneof("source") == "archive":
+            return open_text_blob(request.project, request.archive.digest, self._reading)
+        return open_text_uri(request.uri, self._reading)
+
 
 def options_of(request: pb.CreateDatasetRequest) -> Options:
     """Return a request's options, checked. `builtin:NAME?max=60` is another way to say
@@ -138,6 +152,8 @@ def options_of(request: pb.CreateDatasetRequest) -> Options:
         )
     if request.max_items < 0:
         raise InvalidInput("max_items: must not be negative", field="max_items")
+    if request.kind not in pb.DatasetKind.values():
+        raise InvalidInput("kind: is none of DatasetKind", field="kind")
     limit = request.max_items
     if request.uri.startswith("builtin:"):
         limit = limit or _max_of(request.uri.partition("?")[2])

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol, TypeAlias, cast
 
@@ -57,6 +58,11 @@ class Tree(Protocol):
 
     def read(self, wanted: Collection[str], max_bytes: int) -> Iterator[Read]:
         """Yield (path, bytes or why not) of the wanted files in stored order."""
+        ...
+
+    def streams(self, wanted: Collection[str]) -> Iterator[tuple[str, BinaryIO]]:
+        """Yield (path, stream) of the wanted files in stored order; a stream is good until the
+        next."""
         ...
 
 
@@ -100,6 +106,11 @@ class FolderTree:
             )
             for name, data in zip(part, found, strict=True):
                 yield name, _unreadable(name, data) or _bounded(name, data, max_bytes)
+
+    def streams(self, wanted: Collection[str]) -> Iterator[tuple[str, BinaryIO]]:
+        for name in sorted(wanted):
+            with self._fs.open(f"{self._root}/{name}", "rb") as file:
+                yield name, cast("BinaryIO", file)
 
     def _walk(self) -> Iterator[str]:
         for folder, folders, files in os.walk(self._root):
@@ -148,6 +159,15 @@ class ZipTree:
                     raise ArchiveError("it unpacks to more than the limit")
                 yield info.filename, _bounded(info.filename, data, max_bytes)
 
+    def streams(self, wanted: Collection[str]) -> Iterator[tuple[str, BinaryIO]]:
+        budget, left = _Budget(), set(wanted)
+        with self._open() as file, _damage(), _zip(file) as archive:
+            for info in archive.infolist():
+                if info.filename in left:
+                    left.discard(info.filename)
+                    with archive.open(info) as member:
+                        yield info.filename, cast("BinaryIO", _Counted(member, budget))
+
 
 class TarTree:
     """A tar archive, plain or compressed by gzip, bzip2 or xz; read as one stream."""
@@ -175,6 +195,16 @@ class TarTree:
                 left.discard(name)
                 member = archive.extractfile(info) if info.size <= max_bytes else None
                 yield name, member.read() if member else _too_large(name, max_bytes)
+
+    def streams(self, wanted: Collection[str]) -> Iterator[tuple[str, BinaryIO]]:
+        budget, left = _Budget(), set(wanted)
+        with self._open() as file, _damage(), _tar(file) as archive:
+            for info in archive:
+                name = info.name.removeprefix("./")
+                member = archive.extractfile(info) if name in left and info.isreg() else None
+                if member is not None:
+                    left.discard(name)
+                    yield name, cast("BinaryIO", _Counted(member, budget))
 
 
 def archive_tree(open_file: Callable[[], BinaryIO]) -> Tree:
@@ -268,6 +298,32 @@ def _decompressor(head: bytes) -> Callable[[BinaryIO], Any] | None:
     if head[:6] == b"\xfd7zXZ\x00":
         return lzma.LZMAFile
     return None
+
+
+@dataclass
+class _Budget:
+    """Bytes that an archive may still unpack to."""
+
+    left: int = MAX_UNPACKED_BYTES
+
+
+class _Counted:
+    """A member's stream, read forward only, whose bytes count against the archive's budget."""
+
+    def __init__(self, member: IO[bytes], budget: _Budget) -> None:
+        self._member, self._budget = member, budget
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes. Raises ArchiveError over the budget."""
+        data = self._member.read(min(size, _CHUNK) if size >= 0 else _CHUNK)
+        self._budget.left -= len(data)
+        if self._budget.left < 0:
+            raise ArchiveError("it unpacks to more than the limit")
+        return data
+
+    def seekable(self) -> bool:
+        """Return False: a bomb must run into the budget."""
+        return False
 
 
 class _Forward:
