@@ -39,15 +39,20 @@ class AsyncDatasets:
         test_share: float = 0.0,
         val_share: float = 0.0,
         max_items: int = 0,
+        kind: pb.DatasetKind.ValueType = pb.DATASET_KIND_UNSPECIFIED,
         request_id: str = "",
     ) -> pb.Dataset:
-        """Create a dataset from a URI or an uploaded archive; it is usually still CREATING."""
+        """Create a dataset from a URI or an uploaded archive; it is usually still CREATING.
+
+        `kind` says whether the source holds images, which is the default, or texts.
+        """
         request = pb.CreateDatasetRequest(
             project=self._project,
             dataset_id=dataset_id,
             test_share=test_share,
             val_share=val_share,
             max_items=max_items,
+            kind=kind,
             request_id=request_id or new_request_id(),
         )
         if archive is not None:

@@ -1,10 +1,10 @@
-"""Distillation jobs: create, estimate, watch across reconnects, cancel."""
+"""Distillation jobs: create, estimate, watch across reconnects, review samples, cancel."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 from stillhouse.gateway.v1 import jobs_pb2_grpc
@@ -22,6 +22,8 @@ from stillhouse_client.errors import (
 from stillhouse_client.pages import PAGE_SIZE, collect
 from stillhouse_client.transport import Transport, new_request_id
 
+Spec = pb.ConceptJobSpec | pb.TeacherHeadJobSpec | pb.LanguageJobSpec | pb.TuneShiftJobSpec
+"""What a job is to do, one message per kind."""
 FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 _WATCH_S = 600.0
 _PASSING = (ServerAway, DeadlinePassed, Overloaded, Stopped, ServerFault)
@@ -35,18 +37,14 @@ class AsyncJobs:
         self._project = project
         self._stub = jobs_pb2_grpc.DistillationServiceStub(transport.channel)
 
-    async def create(
-        self, spec: pb.ConceptJobSpec | pb.TeacherHeadJobSpec, *, request_id: str = ""
-    ) -> pb.DistillationJob:
+    async def create(self, spec: Spec, *, request_id: str = "") -> pb.DistillationJob:
         """Start a job; the same request id returns the job that is already there."""
         request = pb.CreateDistillationJobRequest(
             project=self._project, job=_job(spec), request_id=request_id or new_request_id()
         )
         return (await self._transport.call(self._stub.CreateDistillationJob, request)).job
 
-    async def estimate(
-        self, spec: pb.ConceptJobSpec | pb.TeacherHeadJobSpec
-    ) -> pb.EstimateDistillationJobResponse:
+    async def estimate(self, spec: Spec) -> pb.EstimateDistillationJobResponse:
         """Check a job and return what it would cost, without running it."""
         request = pb.EstimateDistillationJobRequest(project=self._project, job=_job(spec))
         return await self._transport.call(
@@ -74,6 +72,50 @@ class AsyncJobs:
         """Cancel a job; what it has computed stays."""
         request = pb.CancelDistillationJobRequest(name=self.full(name), request_id=new_request_id())
         return (await self._transport.call(self._stub.CancelDistillationJob, request)).job
+
+    async def samples(
+        self,
+        name: str,
+        *,
+        state: pb.SampleState.ValueType = pb.SAMPLE_STATE_UNSPECIFIED,
+        limit: int = 0,
+    ) -> pb.ListJobSamplesResponse:
+        """Return the samples of a tuneshift job, or the first `limit` of them, and how many are in
+        each state."""
+        found = pb.ListJobSamplesResponse()
+
+        async def fetch(token: str) -> tuple[Sequence[pb.JobSample], str]:
+            request = pb.ListJobSamplesRequest(
+                job=self.full(name), state=state, page_size=PAGE_SIZE, page_token=token
+            )
+            page = await self._transport.call(self._stub.ListJobSamples, request)
+            found.state_counts.update(page.state_counts)
+            return [*page.samples], page.next_page_token
+
+        found.samples.extend(await collect(fetch, limit=limit))
+        return found
+
+    async def review(
+        self,
+        name: str,
+        *,
+        drop: Iterable[str] = (),
+        keep: Iterable[str] = (),
+        finish: bool = False,
+        request_id: str = "",
+    ) -> pb.ReviewJobSamplesResponse:
+        """Drop and keep samples of a job that waits for its review, and let it go on with `finish`.
+
+        Raises Mismatch where the job does not wait.
+        """
+        request = pb.ReviewJobSamplesRequest(
+            job=self.full(name),
+            drop_ids=drop,
+            keep_ids=keep,
+            finish=finish,
+            request_id=request_id or new_request_id(),
+        )
+        return await self._transport.call(self._stub.ReviewJobSamples, request)
 
     async def watch(
         self, name: str, *, resume_token: str = "", give_up_s: float = 120.0
@@ -129,7 +171,19 @@ def check_outcome(job: pb.DistillationJob) -> pb.DistillationJob:
     return job
 
 
-def _job(spec: pb.ConceptJobSpec | pb.TeacherHeadJobSpec) -> pb.DistillationJob:
+def waits_for_review(job: pb.DistillationJob) -> bool:
+    """Return whether a job has come to its review and waits for a person to end it."""
+    if job.state != pb.JOB_STATE_RUNNING:
+        return False
+    unfinished = [stage.stage for stage in job.stages if not stage.complete]
+    return unfinished[:1] == ["review"]
+
+
+def _job(spec: Spec) -> pb.DistillationJob:
     if isinstance(spec, pb.ConceptJobSpec):
         return pb.DistillationJob(concept=spec)
+    if isinstance(spec, pb.LanguageJobSpec):
+        return pb.DistillationJob(language=spec)
+    if isinstance(spec, pb.TuneShiftJobSpec):
+        return pb.DistillationJob(tuneshift=spec)
     return pb.DistillationJob(teacher_head=spec)

@@ -109,6 +109,8 @@ class Jobs(_Group[AsyncJobs]):
     list = _blocking(AsyncJobs.list)
     cancel = _blocking(AsyncJobs.cancel)
     wait = _blocking(AsyncJobs.wait)
+    samples = _blocking(AsyncJobs.samples)
+    review = _blocking(AsyncJobs.review)
     watch = _iterating(AsyncJobs.watch)
 
 
@@ -140,6 +142,9 @@ class Models(_Group[AsyncModels]):
     """What a client can ask about models."""
 
     teachers = _blocking(AsyncModels.teachers)
+    get = _blocking(AsyncModels.get)
+    generate = _iterating(AsyncModels.generate)
+    download = _blocking(AsyncModels.download)
     encoders = _blocking(AsyncModels.encoders)
     concept_sets = _blocking(AsyncModels.concept_sets)
     create_concept_set = _blocking(AsyncModels.create_concept_set)

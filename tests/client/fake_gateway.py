@@ -34,7 +34,7 @@ from stillhouse.teacher.v1 import teacher_pb2
 from services.common import tensors
 from services.common.errors import InvalidInput, NotFound
 from services.common.interceptors import ErrorInterceptor
-from tests.client import fake_history
+from tests.client import fake_history, fake_language
 from tests.support import photo
 
 P = "projects/default"
@@ -56,6 +56,18 @@ class World:
     away: int = 0
     """So many next calls of GetDataset are answered with UNAVAILABLE."""
     job_state: int = jobs.JOB_STATE_SUCCEEDED
+    job_kind: str = "concept"
+    in_review: bool = False
+    """The job waits for its review."""
+    interrupts: bool = False
+    """Ctrl-C comes after the first event."""
+    model_files: dict[str, bytes] = field(
+        default_factory=lambda: {
+            "model.safetensors": fake_language.WEIGHTS,
+            "adapter_config.json": b"{}",
+        }
+    )
+    """Files of the model `tiny`."""
 
     def put(self, data: bytes) -> items_pb2.BlobRef:
         digest = hashlib.sha256(data).hexdigest()
@@ -85,6 +97,8 @@ class Datasets(datasets_pb2_grpc.DatasetServiceServicer):
             classes=CLASSES,
             split_counts={"train": 7, "val": 1, "test": 2},
             item_count=10,
+            kind=request.kind,
+            field_counts={"prompt": 9} if request.kind == datasets.DATASET_KIND_TEXTS else {},
         )
         if request.uri.startswith("file:///missing"):
             made.state = datasets.DATASET_STATE_FAILED
@@ -125,7 +139,7 @@ class Datasets(datasets_pb2_grpc.DatasetServiceServicer):
         return datasets.ListDatasetItemsResponse(items=[item])
 
 
-class Jobs(jobs_pb2_grpc.DistillationServiceServicer):
+class Jobs(fake_language.Samples, fake_language.Watched, jobs_pb2_grpc.DistillationServiceServicer):
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -133,13 +147,16 @@ class Jobs(jobs_pb2_grpc.DistillationServiceServicer):
         stage = jobs.JobStage(stage="regions", done=done, total=10, unit="images", elapsed_s=1.5)
         state = self.world.job_state if done == 10 else jobs.JOB_STATE_RUNNING
         job = jobs.DistillationJob(name=JOB, state=state, stages=[stage])  # type: ignore[arg-type]
-        job.concept.dataset = f"{P}/datasets/fruit"
+        if self.world.job_kind == "concept":
+            job.concept.dataset = f"{P}/datasets/fruit"
         if job.state == jobs.JOB_STATE_FAILED:
             job.error.CopyFrom(
                 status_pb2.Status(code=code_pb2.FAILED_PRECONDITION, message="no fit")
             )
         elif job.state == jobs.JOB_STATE_SUCCEEDED:
             job.student_version = f"{FRUIT}/versions/1"
+        if self.world.job_kind != "concept":
+            fake_language.fill(self.world, job)
         return job
 
     async def CreateDistillationJob(self, request: Any, context: Any) -> Any:
@@ -169,6 +186,10 @@ class Jobs(jobs_pb2_grpc.DistillationServiceServicer):
     ) -> AsyncIterator[jobs.WatchDistillationJobResponse]:
         """Send one event after the token, then break the stream; the tenth ends the job."""
         self.world.calls.append(request)
+        if self.world.job_kind != "concept":
+            async for event in self.language_events(request):
+                yield event
+            return
         at = int(request.resume_token or 0) + 5
         yield jobs.WatchDistillationJobResponse(
             resume_token=str(at), job=self.job(at), message=f"regions: {at} of 10 images"
@@ -312,10 +333,13 @@ class Blobs(students_pb2_grpc.BlobServiceServicer):
             yield students.ReadBlobResponse(chunk=data[start : start + 1000])
 
 
-class Models(models_pb2_grpc.ModelServiceServicer):
+class Models(fake_language.LanguageModels, models_pb2_grpc.ModelServiceServicer):
+    def __init__(self, world: World) -> None:
+        self.world = world
+
     async def ListTeachers(self, request: Any, context: Any) -> models.ListTeachersResponse:
         lite = teacher_pb2.Model(name=f"{P}/models/efficientnet-lite0", licence="Apache-2.0")
-        return models.ListTeachersResponse(models=[lite])
+        return models.ListTeachersResponse(models=[lite, fake_language.tiny()])
 
     async def ListProjectEncoders(self, request: Any, context: Any) -> Any:
         encoder = concepts_pb2.Encoder(name=f"{P}/encoders/effl2-minilm", embedding_dim=384)
@@ -374,7 +398,7 @@ def serve() -> Iterator[World]:
         jobs_pb2_grpc.add_DistillationServiceServicer_to_server(Jobs(world), server)
         students_pb2_grpc.add_StudentsServiceServicer_to_server(Students(world), server)
         students_pb2_grpc.add_BlobServiceServicer_to_server(Blobs(world), server)
-        models_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(Models(world), server)
         world.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         started.set()

@@ -63,6 +63,13 @@ LEAVES = [
     ("distill", "concept", "--dataset", "fruit", "--teacher", "t", "--detach"),
     ("distill", "teacher-head", "--dataset", "fruit"),
     ("datasets", "add", "builtin:fruit-fine"),
+    ("datasets", "add", "file:///notes.jsonl"),
+    ("jobs", "samples", "job-1"),
+    ("models", "show", "tiny"),
+    ("models", "generate", "tiny", "--prompt", "The sky"),
+    ("models", "download", "tiny", "files"),
+    ("distill", "language", "--dataset", "d", "--student", "tiny", "--mode", "supervised"),
+    ("distill", "language", "--dataset", "d", "--student", "tiny", "--teacher", "t", "--dry-run"),
 ]
 
 

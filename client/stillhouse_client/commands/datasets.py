@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,18 @@ from stillhouse_client.commands import output
 from stillhouse_client.commands.session import Address, Json, Project, run
 from stillhouse_client.errors import InvalidRequest
 
-app = typer.Typer(no_args_is_help=True, help="Photos with labels that jobs learn from.")
+app = typer.Typer(no_args_is_help=True, help="Labelled photos, or texts, that jobs learn from.")
+
+
+class Kind(StrEnum):
+    """What a dataset holds."""
+
+    IMAGES = "images"
+    TEXTS = "texts"
+
+
+_KINDS = {Kind.IMAGES: pb.DATASET_KIND_IMAGES, Kind.TEXTS: pb.DATASET_KIND_TEXTS}
+_TEXTS = (".jsonl", ".txt")
 _STATES = {
     pb.DATASET_STATE_CREATING: "being read",
     pb.DATASET_STATE_READY: "ready",
@@ -30,22 +42,26 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of class folders, archive, parquet file (these are uploaded), or a URI "
-            "that the server reads: file:///..., s3://..., builtin:fruit-fine."
+            help="Folder of class folders, archive, parquet file, .jsonl or .txt texts (these are "
+            "uploaded), or a URI that the server reads: file:///..., s3://..., builtin:fruit-fine."
         ),
     ],
     name: Annotated[str, typer.Option("--name", help="Name; without it, the source's.")] = "",
-    max_items: Annotated[int, typer.Option(min=0, help="At most this many images.")] = 0,
+    kind: Annotated[
+        Kind | None, typer.Option(help="What it holds; .jsonl and .txt are texts, else images.")
+    ] = None,
+    max_items: Annotated[int, typer.Option(min=0, help="At most this many items.")] = 0,
     test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Share of the test split.")] = 0,
     val_share: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the validation split.")
     ] = 0,
-    wait: Annotated[bool, typer.Option(help="Wait until the images are read.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until it is read.")] = True,
     address: Address = "",
     project: Project = names.DEFAULT_PROJECT,
     as_json: Json = False,
 ) -> None:
-    """Add a dataset from a local path or a URI."""
+    """Add a dataset of images or texts from a local path or a URI."""
+    holds = kind or _found_kind(source)
 
     async def work(client: AsyncClient) -> pb.Dataset:
         uri, archive = source, None
@@ -58,13 +74,14 @@ def add(
             test_share=test_share,
             val_share=val_share,
             max_items=max_items,
+            kind=_KINDS[holds],
         )
         if not wait:
             return dataset
         with output.err.status(f"reading {dataset.name}") as status:
             return await client.datasets.wait(
                 dataset.name,
-                progress=lambda d: status.update(f"reading {d.name}: {d.item_count} images"),
+                progress=lambda d: status.update(f"reading {d.name}: {d.item_count} {_items(d)}"),
             )
 
     _print(run(work, address, project), as_json=as_json)
@@ -84,10 +101,10 @@ def list_(
         output.print_json(found)
         return
     rows = [
-        (names.last(d.name), _STATES.get(d.state, "?"), str(len(d.classes)), *_splits(d))
+        (names.last(d.name), _kind(d), _STATES.get(d.state, "?"), _holds(d), *_splits(d))
         for d in found
     ]
-    output.table(["name", "state", "#classes", "#train", "#val", "#test"], rows)
+    output.table(["name", "kind", "state", "holds", "#train", "#val", "#test"], rows)
 
 
 @app.command()
@@ -97,7 +114,7 @@ def show(
     project: Project = names.DEFAULT_PROJECT,
     as_json: Json = False,
 ) -> None:
-    """Show a dataset: classes, splits, rejected files, near-duplicates across splits."""
+    """Show a dataset: classes or fields, splits, rejected files, near-duplicates across splits."""
 
     async def work(client: AsyncClient) -> pb.Dataset:
         return await client.datasets.get(dataset)
@@ -152,6 +169,17 @@ def corrections(items: list[str], table: Path | None) -> dict[str, list[str]]:
     return found
 
 
+def _found_kind(source: str) -> Kind:
+    path = Path(source)
+    found = [source]
+    if not _is_uri(source) and path.is_dir():
+        found = [file.name for file in path.iterdir() if not file.name.startswith(".")]
+    if not found or not all(name.lower().endswith(_TEXTS) for name in found):
+        return Kind.IMAGES
+    output.note(f"{source} holds texts; say --kind images where it does not")
+    return Kind.TEXTS
+
+
 def _is_uri(source: str) -> bool:
     return "://" in source or source.startswith("builtin:")
 
@@ -190,10 +218,10 @@ def _print(dataset: pb.Dataset, *, as_json: bool) -> None:
     output.pairs(
         [
             ("dataset", dataset.name),
+            ("kind", _kind(dataset)),
             ("state", _STATES.get(dataset.state, "?")),
-            ("images", f"{dataset.item_count} (train {train}, val {val}, test {test})"),
-            ("classes", f"{len(dataset.classes)}: {', '.join(dataset.classes[:30])}"),
-            ("labels", "several per image" if dataset.multi_label else "one per image"),
+            (_items(dataset), f"{dataset.item_count} (train {train}, val {val}, test {test})"),
+            *_details(dataset),
             ("not readable", str(dataset.rejected_count)),
             ("near-duplicates across splits", str(dataset.cross_split_duplicate_count)),
         ]
@@ -203,4 +231,32 @@ def _print(dataset: pb.Dataset, *, as_json: bool) -> None:
     for item in dataset.rejected[:10]:
         output.note(f"  {item.path}: {item.reason}")
     for pair in dataset.cross_split_duplicates[:5]:
-        output.note(f"  {pair.first_item} and {pair.second_item} are nearly the same photo")
+        same = "text" if _is_text(dataset) else "photo"
+        output.note(f"  {pair.first_item} and {pair.second_item} are nearly the same {same}")
+
+
+def _details(dataset: pb.Dataset) -> list[tuple[str, str]]:
+    if _is_text(dataset):
+        return [("fields", _holds(dataset))]
+    return [
+        ("classes", f"{len(dataset.classes)}: {', '.join(dataset.classes[:30])}"),
+        ("labels", "several per image" if dataset.multi_label else "one per image"),
+    ]
+
+
+def _is_text(dataset: pb.Dataset) -> bool:
+    return dataset.kind == pb.DATASET_KIND_TEXTS
+
+
+def _kind(dataset: pb.Dataset) -> str:
+    return "texts" if _is_text(dataset) else "images"
+
+
+def _items(dataset: pb.Dataset) -> str:
+    return "records" if _is_text(dataset) else "images"
+
+
+def _holds(dataset: pb.Dataset) -> str:
+    if _is_text(dataset):
+        return ", ".join(f"{count} {name}" for name, count in sorted(dataset.field_counts.items()))
+    return f"{len(dataset.classes)} classes"

@@ -9,18 +9,18 @@ import typer
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from stillhouse_client import names
-from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands import output, watching
-from stillhouse_client.commands.jobs import print_job, require_success
-from stillhouse_client.commands.session import Address, Json, Project, run
+from stillhouse_client.commands import language, tuneshift
+from stillhouse_client.commands.lines import read_lines
+from stillhouse_client.commands.session import Address, Json, Project
+from stillhouse_client.commands.starting import RequestId, StartFlags, Watch, start
 from stillhouse_client.errors import InvalidRequest
 
 app = typer.Typer(no_args_is_help=True, help="Start a distillation job.")
-Spec = pb.ConceptJobSpec | pb.TeacherHeadJobSpec
+language.register(app)
+tuneshift.register(app)
 Dataset = Annotated[str, typer.Option(help="Dataset to learn from.")]
+_ONE_WORD = "write one word or phrase per line"
 Seed = Annotated[int, typer.Option(help="Seed of folds, controls and intervals.")]
-Watch = Annotated[bool, typer.Option("--watch/--detach", help="Follow the job, or return at once.")]
-RequestId = Annotated[str, typer.Option(help="UUID that makes the call safe to repeat.")]
 
 
 @app.command()
@@ -58,7 +58,7 @@ def concept(
         teacher=names.full("models", teacher, project=project),
         encoder=names.full("encoders", encoder, project=project),
         concept_set=names.full("conceptSets", concept_set, project=project),
-        concepts=_words(concepts) if concepts else [],
+        concepts=read_lines(concepts, "words", _ONE_WORD) if concepts else [],
         student_id=student,
         seed=seed,
         control_draws=control_draws,
@@ -68,7 +68,7 @@ def concept(
         spec.l1 = l1
     elif nec is not None:
         spec.nec = nec
-    _start(spec, address, project, request_id, dry_run=dry_run, watch=watch, as_json=as_json)
+    start(spec, StartFlags(dry_run, watch, request_id, address, project, as_json))
 
 
 @app.command("teacher-head")
@@ -91,70 +91,4 @@ def teacher_head(
         model_id=model,
         seed=seed,
     )
-    _start(spec, address, project, request_id, dry_run=dry_run, watch=watch, as_json=as_json)
-
-
-def _start(
-    spec: Spec,
-    address: str,
-    project: str,
-    request_id: str,
-    *,
-    dry_run: bool,
-    watch: bool,
-    as_json: bool,
-) -> None:
-    if dry_run:
-        _estimate(spec, address, project, as_json=as_json)
-        return
-
-    async def work(client: AsyncClient) -> pb.DistillationJob:
-        job = await client.jobs.create(spec, request_id=request_id)
-        if not watch:
-            return job
-        output.note(
-            f"the job goes on without this window; see it again with "
-            f"`stillhouse jobs watch {names.last(job.name)}`"
-        )
-        if as_json:
-            async for event in client.jobs.watch(job.name):
-                job = event.job
-            return await client.jobs.get(job.name)
-        return await watching.follow(client, job.name)
-
-    job = run(work, address, project)
-    if not watch and not as_json:
-        output.say(f"started {job.name}")
-        output.note(f"follow it with `stillhouse jobs watch {names.last(job.name)}`")
-        return
-    print_job(job, as_json=as_json)
-    require_success(job, as_json=as_json)
-    if job.student_version and not as_json:
-        student = job.student_version.split("/")[3]
-        output.note(f"look at it with `stillhouse students show {student}`")
-
-
-def _estimate(spec: Spec, address: str, project: str, *, as_json: bool) -> None:
-    async def work(client: AsyncClient) -> pb.EstimateDistillationJobResponse:
-        return await client.jobs.estimate(spec)
-
-    cost = run(work, address, project)
-    if as_json:
-        output.print_json(cost)
-        return
-    output.pairs(
-        [
-            ("images", f"{cost.item_count} ({cost.cached_item_count} in the cache)"),
-            ("concepts", str(cost.concept_count)),
-            ("time", f"about {output.seconds(cost.duration_s)}"),
-            ("storage", output.size(cost.stored_bytes)),
-        ]
-    )
-
-
-def _words(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    words = list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-    if not words:
-        raise InvalidRequest(f"{path} has no words", hint="write one word or phrase per line")
-    return words
+    start(spec, StartFlags(dry_run, watch, request_id, address, project, as_json))

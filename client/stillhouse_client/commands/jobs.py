@@ -1,28 +1,32 @@
-"""`stillhouse jobs`: list, show, watch, cancel."""
+"""`stillhouse jobs`: list, show, watch, report, samples, cancel."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from stillhouse_client import names
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands import output, watching
-from stillhouse_client.commands.session import EXIT_FAILED, Address, Json, Project, run
-from stillhouse_client.jobs import FINAL, check_outcome
+from stillhouse_client.commands import output, samples, watching
+from stillhouse_client.commands.job_tables import (
+    STATES,
+    kind_of,
+    print_job,
+    print_report,
+    require_success,
+    source_of,
+)
+from stillhouse_client.commands.session import EXIT_INTERRUPTED, Address, Json, Project, run
+from stillhouse_client.errors import Mismatch
+from stillhouse_client.job_report import read
 
 app = typer.Typer(no_args_is_help=True, help="Distillation jobs: durable, resumable, watchable.")
+Shown = tuple[pb.DistillationJob, dict[str, Any] | None]
 Job = Annotated[str, typer.Argument(help="Name of the job.")]
-_STATES = {
-    pb.JOB_STATE_QUEUED: "queued",
-    pb.JOB_STATE_RUNNING: "running",
-    pb.JOB_STATE_SUCCEEDED: "succeeded",
-    pb.JOB_STATE_FAILED: "failed",
-    pb.JOB_STATE_CANCELLING: "being cancelled",
-    pb.JOB_STATE_CANCELLED: "cancelled",
-}
+samples.register(app)
 
 
 @app.command("list")
@@ -45,14 +49,14 @@ def list_(
         (
             names.last(job.name),
             kind_of(job),
-            _dataset_of(job),
-            _STATES.get(job.state, "?"),
+            source_of(job),
+            STATES.get(job.state, "?"),
             _stage_of(job),
             output.age(job.create_time),
         )
         for job in found
     ]
-    output.table(["job", "kind", "dataset", "state", "stage", "created"], rows)
+    output.table(["job", "kind", "from", "state", "stage", "created"], rows)
 
 
 @app.command()
@@ -62,12 +66,44 @@ def show(
     project: Project = names.DEFAULT_PROJECT,
     as_json: Json = False,
 ) -> None:
-    """Show a job: state, stages, what it made."""
+    """Show a job: state, stages, what it made, and the tables of its report."""
 
-    async def work(client: AsyncClient) -> pb.DistillationJob:
-        return await client.jobs.get(job)
+    async def work(client: AsyncClient) -> Shown:
+        found = await client.jobs.get(job)
+        return found, None if as_json else await read(client, found)
 
-    print_job(run(work, address, project), as_json=as_json)
+    print_job(*run(work, address, project), as_json=as_json)
+
+
+@app.command()
+def report(
+    job: Job,
+    out: Annotated[
+        Path | None, typer.Option(help="Write report.html, report.png, report.json there.")
+    ] = None,
+    address: Address = "",
+    project: Project = names.DEFAULT_PROJECT,
+    as_json: Json = False,
+) -> None:
+    """Print the report of a language or tuneshift job; with --out, write it with charts."""
+
+    async def work(client: AsyncClient) -> Shown:
+        found = await client.jobs.get(job)
+        return found, await read(client, found)
+
+    found, measured = run(work, address, project)
+    if measured is None:
+        raise Mismatch(
+            f"{found.name} has no report",
+            hint="language and tuneshift jobs have one, once they have succeeded",
+        )
+    files = _write(measured, found, out) if out is not None else []
+    if as_json:
+        output.print_json(measured)
+        return
+    print_report(measured)
+    for file in files:
+        output.say(f"wrote {file}")
 
 
 @app.command()
@@ -80,13 +116,18 @@ def watch(
 ) -> None:
     """Follow a job until it ends. With --json, one JSON line per event."""
 
-    async def work(client: AsyncClient) -> pb.DistillationJob:
+    async def work(client: AsyncClient) -> Shown:
         await client.jobs.get(job)
-        return await watching.follow(client, job, as_json=as_json, resume_token=resume_token)
+        ended = await watching.follow(client, job, as_json=as_json, resume_token=resume_token)
+        return ended, None if as_json else await read(client, ended)
 
-    ended = run(work, address, project)
+    try:
+        ended, measured = run(work, address, project)
+    except KeyboardInterrupt:
+        watching.interrupted(job)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if not as_json:
-        print_job(ended)
+        print_job(ended, measured)
     require_success(ended, as_json=as_json)
 
 
@@ -106,46 +147,7 @@ def cancel(
     if as_json:
         output.print_json(cancelled)
     else:
-        output.say(f"{names.last(cancelled.name)} is {_STATES.get(cancelled.state, '?')}")
-
-
-def print_job(job: pb.DistillationJob, *, as_json: bool = False) -> None:
-    """Print a job."""
-    if as_json:
-        output.print_json(job)
-        return
-    rows = [("job", job.name), ("kind", kind_of(job)), ("state", _STATES.get(job.state, "?"))]
-    rows += [("student", job.student_version)] if job.student_version else []
-    rows += [("model", job.model)] if job.model else []
-    rows += [("error", job.error.message)] if job.error.message else []
-    output.pairs(rows)
-    stages = [
-        (s.stage, _count(s), s.unit, str(s.cache_hits or ""), output.seconds(s.elapsed_s))
-        for s in job.stages
-    ]
-    if stages:
-        output.table(["stage", "#done", "unit", "#from cache", "#time"], stages)
-
-
-def require_success(job: pb.DistillationJob, *, as_json: bool) -> None:
-    """End the command with exit code 1 where the job failed or was cancelled.
-
-    With --json the job itself, already printed, is the one document that says why.
-    """
-    if not as_json:
-        check_outcome(job)
-    elif job.state in FINAL and job.state != pb.JOB_STATE_SUCCEEDED:
-        raise typer.Exit(EXIT_FAILED)
-
-
-def kind_of(job: pb.DistillationJob) -> str:
-    """Return a job's kind for people."""
-    return (job.WhichOneof("spec") or "?").replace("_", " ")
-
-
-def _dataset_of(job: pb.DistillationJob) -> str:
-    spec = job.concept if job.WhichOneof("spec") == "concept" else job.teacher_head
-    return names.last(spec.dataset)
+        output.say(f"{names.last(cancelled.name)} is {STATES.get(cancelled.state, '?')}")
 
 
 def _stage_of(job: pb.DistillationJob) -> str:
@@ -153,7 +155,7 @@ def _stage_of(job: pb.DistillationJob) -> str:
     return running[0].stage if running else ""
 
 
-def _count(stage: pb.JobStage) -> str:
-    if stage.total and stage.total != stage.done:
-        return f"{stage.done} of {stage.total}"
-    return str(stage.done) if stage.done else ("yes" if stage.complete else "")
+def _write(report: dict[str, Any], job: pb.DistillationJob, folder: Path) -> list[Path]:
+    from stillhouse_client.report.job_page import write  # matplotlib is slow to import
+
+    return write(report, f"{kind_of(job)} {names.last(job.name)}", folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -42,13 +42,26 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     print(json.dumps(to_plain(value), indent=indent, ensure_ascii=False), flush=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str = "",
+    cut: Collection[str] = (),
+) -> None:
     """Print a table; a column whose name starts with `#` is set right, for numbers. The first
-    column, which names the row, is never broken."""
-    grid = Table(title=title or None, title_justify="left", header_style="bold")
+    column, which names the row, is never broken. `cut` names columns of long text that share
+    what the others leave of the line; then each row is one line."""
+    grid = Table(title=title or None, title_justify="left", header_style="bold", expand=bool(cut))
     for index, column in enumerate(columns):
         side: JustifyMethod = "right" if column.startswith("#") else "left"
-        grid.add_column(column.lstrip("#"), justify=side, no_wrap=index == 0, overflow="fold")
+        grid.add_column(
+            column.lstrip("#"),
+            justify=side,
+            no_wrap=bool(cut) or index == 0,
+            overflow="ellipsis" if cut else "fold",
+            ratio=1 if column in cut else None,
+        )
     for row in rows:
         grid.add_row(*(escape(cell) for cell in row))
     out.print(grid)
@@ -70,6 +83,22 @@ def say(text: str) -> None:
 def detail(text: str) -> None:
     """Print a line for people on standard output, below the one it belongs to."""
     out.print(f"    {escape(text)}", style="dim", soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return text of a model or a dataset without what could steer a terminal."""
+    return "".join(c for c in text if c in "\n\t" or c.isprintable())
+
+
+def one_line(text: str) -> str:
+    """Return text of a model or a dataset on one line, without what could steer a terminal."""
+    return printable(" ".join(text.split()))
+
+
+def write(text: str) -> None:
+    """Print a piece of text on standard output at once, without a line's end."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()
 
 
 def note(text: str) -> None:

@@ -43,6 +43,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_AWAY = 4
+EXIT_INTERRUPTED = 130
 _RETRY_S = 3.0
 _RESOURCE = re.compile(r"projects/[a-z0-9-]+/([A-Za-z]+)/([^\s/'\"`]+)")
 
