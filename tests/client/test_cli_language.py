@@ -92,6 +92,7 @@ def test_a_tuneshift_job_is_what_its_flags_say(
         *("--token-budget", "100000", "--verifier", "exact", "--evaluate", "questions"),
         *("--replay", "wiki", "--review", "--ablations", "--arm", "no_filter", "--tau-arms"),
         *("--style-model", "style", "--training-seeds", "3", "--model", "mine", "--seed", "5"),
+        "--chat",
     )
     result = cli.run(capsys, *SHIFT, *flags, "--address", gateway.address)
     assert result.code == 0, result.err
@@ -123,6 +124,7 @@ def test_a_tuneshift_job_is_what_its_flags_say(
         seed=5,
         tau_arms=True,
         arms=["no_filter"],
+        chat=True,
     )
     for text in ("no filter", "tau 1.25", "0.600 [0.550, 0.650]", "58 of 90", "1.1: 80, 1.5: 60"):
         assert text in result.out

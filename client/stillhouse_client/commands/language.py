@@ -38,6 +38,7 @@ Evaluate = Annotated[
 Verifier = Annotated[
     str, typer.Option(help="Which answers are right: exact, regex:PATTERN, numeric, python.")
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="Prompts are turns of a chat.")]
 Replay = Annotated[
     str, typer.Option(help="Dataset of texts mixed in, to keep what the model knew.")
 ]
@@ -76,7 +77,7 @@ def language(
     verifier: Verifier = "",
     evaluate: Evaluate = None,
     replay: Replay = "",
-    chat: Annotated[bool, typer.Option("--chat", help="Prompts are turns of a chat.")] = False,
+    chat: Chat = False,
     model: Annotated[str, typer.Option(help="Name of the new model; {dataset}-student.")] = "",
 ) -> None:
     """Train a language model on another one's predictions, or on a dataset."""

@@ -12,7 +12,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from stillhouse_client import names
 from stillhouse_client.commands import training_flags
 from stillhouse_client.commands.flags import spread
-from stillhouse_client.commands.language import Evaluate, Replay, Verifier
+from stillhouse_client.commands.language import Chat, Evaluate, Replay, Verifier
 from stillhouse_client.commands.lines import read_lines
 from stillhouse_client.commands.starting import StartFlags, start
 from stillhouse_client.commands.training_flags import SamplingFlags, TrainingFlags
@@ -124,6 +124,7 @@ def tuneshift(
     verifier: Verifier = "",
     evaluate: Evaluate = None,
     replay: Replay = "",
+    chat: Chat = False,
     review: Annotated[
         bool, typer.Option("--review", help="Wait until you have looked at the samples.")
     ] = False,
@@ -162,5 +163,6 @@ def tuneshift(
         seed=training.seed,
         tau_arms=compared.tau_arms,
         arms=compared.arm or [],
+        chat=chat,
     )
     start(spec, flags)
