@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from stillhouse.student.v1 import student_pb2
 
@@ -16,6 +18,28 @@ Arrays = dict[str, Array]
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """What a worker finds around it, as the service's settings say."""
+
+    cache_dir: Path = Path.home() / ".cache" / "stillhouse"
+    catalogue: Path | None = None
+    teacher_address: str = ""
+    device: str = "cpu"
+    precision: str = ""
+    python_tests: bool = False
+    max_message_bytes: int = 32 << 20
+
+    @classmethod
+    def from_json(cls, text: str) -> Surroundings:
+        """The surroundings that `dataclasses.asdict` gave, paths as text."""
+        raw = json.loads(text)
+        for name in ("cache_dir", "catalogue"):
+            if raw.get(name):
+                raw[name] = Path(raw[name])
+        return cls(**raw)
+
+
+@dataclass(frozen=True)
 class Training:
     """A run in progress: where it reads and writes, and whom it tells."""
 
@@ -23,6 +47,7 @@ class Training:
     blobs: BlobStore
     writer: Writer
     ring: Callable[[], None]
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
     def progress(
         self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None
@@ -55,4 +80,8 @@ def train(training: Training, request: student_pb2.TrainRequest) -> student_pb2.
         from services.student.head_recipe import fit_linear_head
 
         return student_pb2.TrainResult(linear_head=fit_linear_head(training, request.linear_head))
-    raise InvalidInput("recipe: one of concept, linear_head is required", field="recipe")
+    if kind == "language":
+        from services.student.language.recipe import train_language
+
+        return student_pb2.TrainResult(language=train_language(training, request.language))
+    raise InvalidInput("recipe: one of concept, linear_head, language is required", field="recipe")

@@ -168,7 +168,7 @@ class Writer:
         except (FileNotFoundError, InvalidInput):
             return None
 
-    def save_folder(self, phase: str, number: int, fill: Callable[[Path], None]) -> None:
+    def save_folder(self, phase: str, number: int, fill: Callable[[Path], object]) -> None:
         """Keep the files that `fill` writes into an empty folder as state `number` of a phase.
 
         The folder appears whole or not at all; then lower states of the phase are dropped.

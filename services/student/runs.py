@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 
 from google.rpc import code_pb2, status_pb2
@@ -19,6 +21,7 @@ from stillhouse.student.v1 import student_pb2
 
 from services.common import logs
 from services.common.errors import Cancelled, Internal, Overloaded, PeerUnavailable
+from services.student.recipes import Surroundings
 from services.student.rundir import RunDir, Writer
 from services.student.settings import StudentSettings
 
@@ -174,6 +177,7 @@ class RunManager:
             *("--epoch", str(epoch), "--parent", str(os.getpid())),
             *("--blob-url", settings.blob_url, "--threads", str(settings.threads)),
             *("--log-level", settings.log_level, *(["--log-json"] if settings.log_json else [])),
+            *("--surroundings", _surroundings(settings)),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -195,6 +199,22 @@ class RunManager:
     async def _fail(self, run: Run, status: status_pb2.Status) -> None:
         writer = await asyncio.to_thread(run.folder.next_writer)
         await asyncio.to_thread(writer.finish, status)
+
+
+def _surroundings(settings: StudentSettings) -> str:
+    """What a worker finds around it, as JSON."""
+    found = asdict(
+        Surroundings(
+            cache_dir=settings.cache_dir.absolute(),
+            catalogue=settings.catalogue.absolute() if settings.catalogue else None,
+            teacher_address=settings.teacher_address,
+            device=settings.device,
+            precision=settings.precision,
+            python_tests=settings.python_tests,
+            max_message_bytes=settings.max_message_bytes,
+        )
+    )
+    return json.dumps(found, default=str)
 
 
 def _is_final(outcome: student_pb2.TrainResponse | None) -> bool:

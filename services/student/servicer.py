@@ -17,6 +17,7 @@ from services.common.interceptors import Context
 from services.common.names import check_id
 from services.student import explain, export
 from services.student.inspection import inspect
+from services.student.language.requests import check_language
 from services.student.library import Library
 from services.student.runs import RunManager
 from services.student.settings import StudentSettings
@@ -147,7 +148,12 @@ def _check_recipe(request: student_pb2.TrainRequest, max_concepts: int) -> None:
     check_id(request.project, field="project")
     kind = request.WhichOneof("recipe")
     if kind is None:
-        raise InvalidInput("recipe: one of concept, linear_head is required", field="recipe")
+        raise InvalidInput(
+            "recipe: one of concept, linear_head, language is required", field="recipe"
+        )
+    if kind == "language":
+        check_language(request.language)
+        return
     data = request.concept.data if kind == "concept" else request.linear_head.data
     check_digest(data.manifest.digest, field="data.manifest")
     for name in ("teacher_shards", "feature_shards", "region_shards"):

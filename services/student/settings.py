@@ -33,6 +33,20 @@ class StudentSettings(ServiceSettings):
     owner_address: str = ""
     """Address at which this very process is reached, told to callers of Train; empty means
     `host:port`, or, where the system chose the port, nothing."""
+    cache_dir: Path = Path.home() / ".cache" / "stillhouse"
+    """Folder of fetched weights, where language students begin."""
+    catalogue: Path | None = None
+    """TOML file with model entries of your own, beside the built-in ones."""
+    device: str = "cpu"
+    """Where language students are trained: `cpu`, `cuda`, `cuda:1`."""
+    precision: str = Field("", pattern="^(float32|bfloat16)?$")
+    """What language students compute in where a recipe does not say; empty means bfloat16 where the
+    device computes it natively, else float32."""
+    teacher_address: str = ""
+    """Address of the teacher service, for training on the student's own answers; empty refuses
+    it."""
+    python_tests: bool = False
+    """Let evaluations run a model's answers as Python programs, in a sandbox."""
     cached_students: int = Field(32, ge=1)
     """Students kept in memory."""
     cached_tables: int = Field(8, ge=1)

@@ -39,6 +39,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--blob-url", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--surroundings", default="{}")
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-json", action="store_true")
     return parser.parse_args(argv)
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         writer.progress("starting", 0, 0)
         _ring()
-        writer.finish(_train(writer, args.blob_url, args.threads))
+        writer.finish(_train(writer, args))
     except Fenced:
         return 1
     except StillhouseError as error:
@@ -70,17 +71,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _train(writer: Writer, blob_url: str, threads: int) -> student_pb2.TrainResult:
+def _train(writer: Writer, args: argparse.Namespace) -> student_pb2.TrainResult:
     from services.common.blobs import BlobStore
     from services.common.errors import Internal
-    from services.student.recipes import Training, train
+    from services.student.recipes import Surroundings, Training, train
     from services.torch_common.threads import set_threads
 
-    set_threads(threads)
+    set_threads(args.threads)
     request = writer.run.recipe()
     if request is None:
         raise Internal("the run has no recipe")
-    return train(Training(request.project, BlobStore(blob_url), writer, _ring), request)
+    around = Surroundings.from_json(args.surroundings)
+    return train(
+        Training(request.project, BlobStore(args.blob_url), writer, _ring, around), request
+    )
 
 
 def _ring() -> None:

@@ -16,7 +16,7 @@ def run(tmp_path):
 
 
 def fill(text):
-    return lambda folder: (folder / "state.json").write_text(text) and None
+    return lambda folder: (folder / "state.json").write_text(text)
 
 
 def names(run):

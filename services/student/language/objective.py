@@ -1,0 +1,80 @@
+"""From a model and a batch to the loss: logits only where a token is a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from services.student.language.data import Batch
+from services.student.language.losses import cross_entropy
+from services.student.language.options import LossOptions
+from services.student.language.sparse_losses import (
+    SparseTargets,
+    bucket_divergence,
+    sampled_cross_entropy,
+)
+
+
+def target_logits(model: Any, batch: Batch, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Logits [N, V] of the batch's target tokens, from a causal language model of transformers.
+
+    Hidden states of other tokens never reach the output layer, the dearest of a small model. The
+    forward pass runs in `dtype`; weights keep their own.
+    """
+    with (
+        torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32),
+        _only(model.get_output_embeddings(), batch.predicts),
+    ):
+        output = model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        )
+    return output.logits  # type: ignore[no-any-return]
+
+
+def distillation_loss(logits: Tensor, batch: Batch, options: LossOptions, kind: str) -> Tensor:
+    """The loss of logits [N, V], a mean over the N target tokens: distilled ones by `options` on
+    targets of a kind (`sampled` or `top_k`), others by cross-entropy to the text.
+    """
+    if batch.targets is None or options.divergence is None:
+        return cross_entropy(logits, batch.labels)
+    if bool(batch.is_distilled.all()):
+        return _distilled(logits, batch.labels, batch.targets, options, kind)
+    taught, plain = batch.is_distilled, ~batch.is_distilled
+    share = taught.sum() / len(taught)
+    distilled = _distilled(logits[taught], batch.labels[taught], batch.targets, options, kind)
+    return share * distilled + (1 - share) * cross_entropy(logits[plain], batch.labels[plain])
+
+
+def _distilled(
+    logits: Tensor, labels: Tensor, targets: SparseTargets, options: LossOptions, kind: str
+) -> Tensor:
+    assert options.divergence is not None
+    if kind == "sampled":
+        loss = sampled_cross_entropy(logits, targets, temperature=options.temperature)
+    else:
+        loss = bucket_divergence(
+            options.divergence,
+            logits,
+            targets,
+            temperature=options.temperature,
+            beta=options.beta,
+            skew=options.skew,
+        )
+    weight = options.cross_entropy_weight
+    if not weight:
+        return loss
+    return (1 - weight) * loss + weight * cross_entropy(logits, labels)
+
+
+@contextmanager
+def _only(layer: nn.Module, wanted: Tensor) -> Iterator[None]:
+    """Let the output layer see the hidden states [B, T, H] where `wanted` [B, T], as [N, H]."""
+    handle = layer.register_forward_pre_hook(lambda _, given: (given[0][wanted],))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,269 @@
+"""The language recipe: read, measure, train, measure again, store.
+
+Everything that can be refused is refused before the first step. A worker that takes over after a
+crash reads what was measured before training and goes on from the trainer's last checkpoint, so
+that it ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.json_format import MessageToDict
+from stillhouse.common.v1 import items_pb2
+from stillhouse.student.v1 import student_pb2
+
+from services.common.errors import Precondition
+from services.student.artefacts import Card, to_json
+from services.student.head_recipe import put
+from services.student.language import exams, students
+from services.student.language.data import (
+    TargetBank,
+    check_sequences,
+    read_records,
+    read_targets,
+)
+from services.student.language.evaluation import Examinee, cross_entropies, take
+from services.student.language.measures import Item, Measured
+from services.student.language.options import TrainingOptions, read_options
+from services.student.language.plan import plan_steps
+from services.student.language.reports import make_report
+from services.student.language.requests import check_language
+from services.student.language.students import LanguageStudent
+from services.student.language.training import Course, Progress, fit
+from services.student.recipes import Training
+from services.torch_common.language.packing import PackedSequence, pack
+
+HELDOUT_SEQUENCES = 64
+"""Held-out sequences measured during training; all of them are measured before and after."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is trained on."""
+
+    sequences: list[PackedSequence]
+    replay: list[PackedSequence]
+    bank: TargetBank | None
+    skipped: list[str]
+
+
+def train_language(
+    training: Training, recipe: student_pb2.LanguageRecipe
+) -> student_pb2.LanguageModelResult:
+    """Train, measure, store. Raises NotFound, InvalidInput, Precondition for what cannot be."""
+    check_language(recipe)
+    training.progress("loading the student", 0, 0)
+    options = read_options(recipe.training, teacher=_has_teacher(recipe))
+    lora = None if recipe.evaluate_only else options.lora
+    student = students.load_student(training, recipe, lora, options.precision)
+    with student.loaded.activated():
+        return _train(training, recipe, options, student)
+
+
+def _train(
+    training: Training,
+    recipe: student_pb2.LanguageRecipe,
+    options: TrainingOptions,
+    student: LanguageStudent,
+) -> student_pb2.LanguageModelResult:
+    training.progress("reading the data", 0, 0)
+    exam = exams.read_exam(training, recipe, student, options.sequence_length)
+    data = None if recipe.evaluate_only else _read(training, recipe, options, student)
+
+    def measure(who: Examinee, when: str) -> dict[str, list[Item]]:
+        return take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
+
+    before = _kept(training, "before", lambda: measure(student.examinee, "before training"))
+    if data is None:
+        report = make_report(before, None, None, _notes(recipe, student, exam.skipped, None))
+        return student_pb2.LanguageModelResult(report=_put(training, report))
+    students.make_trainable(student, options.seed)
+    progress = _fit(training, recipe, options, student, data, exam)
+    training.progress("finishing the weights", 0, 0)
+    students.finish(student)
+    after = measure(student.examinee, "after training")
+    notes = _notes(recipe, student, data.skipped + exam.skipped, data.bank)
+    report = make_report(before, after, progress, notes)
+    return _store(training, recipe, student, progress, report)
+
+
+def _fit(
+    training: Training,
+    recipe: student_pb2.LanguageRecipe,
+    options: TrainingOptions,
+    student: LanguageStudent,
+    data: _Data,
+    exam: exams.Exam,
+) -> Progress:
+    lengths, again = (
+        np.array([len(one.tokens) for one in some], np.int64)
+        for some in (data.sequences, data.replay)
+    )
+    steps = plan_steps(
+        lengths,
+        again,
+        steps=options.steps(len(data.sequences)),
+        batch=options.batch_sequences,
+        replay_share=options.replay_share,
+        seed=options.seed,
+    )
+    some = exam.texts[:HELDOUT_SEQUENCES]
+
+    def heldout(model: Any) -> float:
+        items = cross_entropies(Examinee(model, student.loaded.encoder, student.dtype), some)
+        return sum(one.value for one in items) / sum(one.count for one in items)
+
+    course = Course(
+        sequences=data.sequences + data.replay,
+        bank=data.bank,
+        steps=steps,
+        heldout=heldout if some else None,
+        kind=data.bank.kind if data.bank else "top_k",
+    )
+    training.progress("training", 0, len(steps))
+    return fit(student.model, course, options, training, dtype=student.dtype)
+
+
+def _read(
+    training: Training,
+    recipe: student_pb2.LanguageRecipe,
+    options: TrainingOptions,
+    student: LanguageStudent,
+) -> _Data:
+    """The sequences to train on. Raises InvalidInput, Precondition before any work is done."""
+    blobs, project = training.blobs, training.project
+    longest = min(options.sequence_length, student.context_length)
+    encoder = student.loaded.encoder
+    texts = read_records(blobs, project, recipe.text_shards, field="text_shards")
+    packed = pack(texts, encoder, longest)
+    bank = read_targets(blobs, project, recipe.target_shards, field="target_shards")
+    found, skipped = packed.sequences, list(packed.skipped)
+    if bank is not None:
+        check_bank(bank, options)
+        stored = bank.sequences(student.vocab_size)
+        found = _matched(found, bank) if found else stored
+    check_sequences(found, student.context_length, "text_shards")
+    other = read_records(blobs, project, recipe.replay_shards, field="replay_shards")
+    replay = pack(other, encoder, longest)
+    return _Data(found, replay.sequences, bank, skipped + replay.skipped)
+
+
+def check_bank(bank: TargetBank, options: TrainingOptions) -> None:
+    """Raise Precondition where stored targets cannot serve the loss."""
+    loss = options.loss
+    if loss.divergence is None:
+        return
+    if bank.kind == "sampled" and loss.divergence != "forward_kl":
+        raise Precondition(
+            f"sampled targets estimate forward KL alone; {loss.divergence} needs top-k targets",
+            differences={"targets": f"sampled, for {loss.divergence}"},
+        )
+    if bank.temperature != loss.temperature:
+        raise Precondition(
+            f"the targets are of temperature {bank.temperature:g}, the loss asks for "
+            f"{loss.temperature:g}",
+            differences={"temperature": f"{bank.temperature:g} != {loss.temperature:g}"},
+        )
+
+
+def _matched(sequences: list[PackedSequence], bank: TargetBank) -> list[PackedSequence]:
+    """The sequences, if the bank knows all of them. Raises Precondition."""
+    unknown = sum(not bank.knows(one.digest) for one in sequences)
+    if unknown:
+        raise Precondition(
+            f"{unknown} of {len(sequences)} sequences have no targets; give the targets the same "
+            "records and sequence_length",
+            differences={"sequences": f"{unknown} without targets"},
+        )
+    return sequences
+
+
+def _store(
+    training: Training,
+    recipe: student_pb2.LanguageRecipe,
+    student: LanguageStudent,
+    progress: Progress,
+    report: Card,
+) -> student_pb2.LanguageModelResult:
+    training.progress("storing the student", 0, 0)
+    with tempfile.TemporaryDirectory(dir=training.writer.run.path) as scratch:
+        folder = Path(scratch)
+        digest = students.save(student, folder)
+        result = student_pb2.LanguageModelResult(
+            report=_put(training, report), weights_digest=digest
+        )
+        if not recipe.discard_model:
+            card = _card(recipe, student, progress)
+            blobs, project = training.blobs, training.project
+            record = students.store(student, folder, digest, blobs, project, card)
+            result.model.CopyFrom(items_pb2.BlobRef(digest=record))
+    return result
+
+
+def _card(recipe: student_pb2.LanguageRecipe, student: LanguageStudent, progress: Progress) -> Card:
+    """Where the student came from."""
+    return {
+        "student": recipe.student,
+        "student_digest": student.loaded.digest,
+        "keep_layers": list(recipe.keep_layers),
+        "training": MessageToDict(recipe.training, preserving_proto_field_name=True),
+        "precision": str(student.dtype).removeprefix("torch."),
+        "steps": progress.step,
+        "trained_tokens": progress.tokens,
+        "provenance": dict(recipe.provenance),
+        "data": {
+            name: [ref.digest for ref in getattr(recipe, name)]
+            for name in ("text_shards", "target_shards", "replay_shards")
+        },
+    }
+
+
+def _notes(
+    recipe: student_pb2.LanguageRecipe,
+    student: LanguageStudent,
+    skipped: list[str],
+    bank: TargetBank | None,
+) -> Card:
+    """What a report says beside its figures."""
+    notes: Card = {
+        "settings": {
+            "student": recipe.student,
+            "keep_layers": list(recipe.keep_layers),
+            "training": MessageToDict(recipe.training, preserving_proto_field_name=True),
+            "precision": str(student.dtype).removeprefix("torch."),
+            "parameters": sum(weight.numel() for weight in student.model.parameters()),
+        },
+        "provenance": dict(recipe.provenance),
+    }
+    if skipped:
+        notes["skipped"] = skipped
+    if bank is not None:
+        notes["targets"] = {"tokens": bank.token_count, "bytes_per_token": bank.bytes_per_token}
+    return notes
+
+
+def _kept(training: Training, phase: str, measure: Callable[[], dict[str, list[Item]]]) -> Measured:
+    """What was measured; a worker that takes over reads it."""
+    found = training.writer.newest_folder(phase)
+    if found is not None:
+        raw = json.loads((found / "items.json").read_text())
+        return {name: [Item(**item) for item in items] for name, items in raw.items()}
+    measured = measure()
+    text = json.dumps({name: [asdict(item) for item in items] for name, items in measured.items()})
+    training.writer.save_folder(phase, 0, lambda folder: (folder / "items.json").write_text(text))
+    return measured
+
+
+def _put(training: Training, report: Card) -> items_pb2.BlobRef:
+    return put(training.blobs, training.project, to_json(report))
+
+
+def _has_teacher(recipe: student_pb2.LanguageRecipe) -> bool:
+    return bool(recipe.target_shards) or recipe.HasField("on_policy")
