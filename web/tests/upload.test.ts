@@ -28,8 +28,16 @@ describe("fromInput", () => {
     expect(source.images).toBe(0);
   });
 
+  it("takes texts where there are no images, and asks about tables", () => {
+    const source = fromInput(list("notes/a.jsonl", "notes/b.TXT", "notes/c.docx"));
+    expect([source.texts, source.images, source.skipped, source.unclear]).toEqual([2, 0, 1, false]);
+    expect(fromInput(list("table.parquet")).unclear).toBe(true);
+    expect(fromInput(list("photos.zip")).unclear).toBe(true);
+    expect(fromInput(list("fruit/a/1.jpg", "fruit/labels.jsonl")).texts).toBe(0);
+  });
+
   it("refuses what holds no image, is empty or too large, before a byte is sent", () => {
-    expect(() => fromInput(list("a/readme.txt"))).toThrow(UploadError);
+    expect(() => fromInput(list("a/readme.docx"))).toThrow(UploadError);
     expect(() => fromInput(list())).toThrow(/no files/);
     const huge = [file("huge.zip", MAX_BYTES + 1)] as unknown as FileList;
     expect(() => fromInput(huge)).toThrow(/8.6 GB/);
@@ -44,6 +52,7 @@ describe("idFrom", () => {
     ["2024", "images"],
     ["<img src=x>", "img-src-x"],
     ["x.tar.gz", "x"],
+    ["Stamps.jsonl", "stamps"],
   ])("%s -> %s", (title, id) => expect(idFrom(title)).toBe(id));
 });
 

@@ -5,6 +5,10 @@ export interface JobEvent<Job> {
   job: Job;
   message: string;
   eventTime: string;
+  /** New points of learning curves at `metricsStep`, of the training run `metricsRun`. */
+  metrics?: Record<string, number>;
+  metricsStep?: string;
+  metricsRun?: string;
 }
 
 /** What a follower is told. */

@@ -9,6 +9,10 @@ export interface Source {
   archive: Blob;
   /** Images in a folder; 0 where an archive is sent as it is. */
   images: number;
+  /** Files of texts where there are no images. */
+  texts: number;
+  /** True where only somebody can say whether these are images or texts: tables in parquet, archives. */
+  unclear: boolean;
   /** Images per top folder, by which somebody sees whether these are the classes. */
   folders: Map<string, number>;
   /** Files left out because they are neither images nor tables of labels. */
@@ -31,11 +35,14 @@ export class UploadError extends Error {
   }
 }
 
+export const TEXT_TYPES = [".jsonl", ".txt", ".parquet"];
 export const ARCHIVE_TYPES = [".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"];
 /** Largest archive the gateway takes: refused here, before a byte is sent. */
 export const MAX_BYTES = 8 * 2 ** 30;
 const IMAGE = /\.(jpe?g|jpe|png|webp|bmp|gif|tiff?)$/i;
 const TABLE = /\.(csv|jsonl|json|xml)$/i;
+const TEXT = /\.(jsonl|txt|parquet)$/i;
+const PARQUET = /\.parquet$/i;
 const JUNK = /(^|\/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(\/|$)/i;
 
 /** Returns what a drop holds. Raises UploadError where nothing in it can be a dataset. */
@@ -85,7 +92,7 @@ export function send(
 
 /** Returns a name for a dataset made of letters the gateway takes. */
 export function idFrom(title: string): string {
-  const plain = title.replace(/\.(zip|tgz|tar(\.\w+)?)$/i, "").normalize("NFKD").toLowerCase();
+  const plain = title.replace(/\.(zip|tgz|tar(\.\w+)?|jsonl|txt|parquet)$/i, "").normalize("NFKD").toLowerCase();
   const id = plain.replace(/[^a-z0-9]+/g, "-").replace(/^[^a-z]+|-+$/g, "");
   return id.slice(0, 50).replace(/-+$/, "") || "images";
 }
@@ -105,17 +112,33 @@ export function bytes(count: number): string {
 function describe(found: TarEntry[], title: string): Source {
   const only = found.length === 1 ? found[0] : undefined;
   if (only && ARCHIVE_TYPES.some((type) => only.path.toLowerCase().endsWith(type))) {
-    return checked({ title: only.path, archive: only.file, images: 0, folders: new Map(), skipped: 0 });
+    return checked({ title: only.path, archive: only.file, images: 0, texts: 0, unclear: true, folders: new Map(), skipped: 0 });
   }
   const files = found.filter(({ path }) => !JUNK.test(path));
   const kept = files.filter(({ path }) => IMAGE.test(path) || TABLE.test(path));
   const images = kept.filter(({ path }) => IMAGE.test(path));
-  if (!images.length) throw nothing(found);
+  if (!images.length) return texts(found, files, title);
   return checked({
     title: title || "images",
     archive: tar(kept),
     images: images.length,
+    texts: 0,
+    unclear: false,
     folders: byFolder(images.map(({ path }) => path)),
+    skipped: files.length - kept.length,
+  });
+}
+
+function texts(found: TarEntry[], files: TarEntry[], title: string): Source {
+  const kept = files.filter(({ path }) => TEXT.test(path));
+  if (!kept.length) throw nothing(found);
+  return checked({
+    title: title || "texts",
+    archive: tar(kept),
+    images: 0,
+    texts: kept.length,
+    unclear: kept.every(({ path }) => PARQUET.test(path)),
+    folders: new Map(),
     skipped: files.length - kept.length,
   });
 }
@@ -133,9 +156,9 @@ function checked(source: Source): Source {
 
 function nothing(found: TarEntry[]): UploadError {
   const what = found.length
-    ? found.length === 1 ? `“${found[0]?.path}” is no image.` : `None of the ${found.length.toLocaleString("en")} files is an image.`
+    ? found.length === 1 ? `“${found[0]?.path}” is neither image nor text.` : `None of the ${found.length.toLocaleString("en")} files is an image or a text.`
     : "There are no files in it.";
-  return new UploadError(what, "Drop a folder with one folder of images (JPEG, PNG, WebP, ...) per class, or a zip of it.");
+  return new UploadError(what, "Drop a folder with one folder of images (JPEG, PNG, WebP, ...) per class, a zip of it, or texts (.jsonl, .txt, .parquet).");
 }
 
 /** Counts images by the first folder in which their paths differ. */

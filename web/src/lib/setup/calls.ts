@@ -1,9 +1,10 @@
-/** The calls with which data become a student: datasets, teachers, concept sets, jobs. */
+/** The calls with which data become a student or a model: datasets, teachers, concept sets, jobs, samples. */
 
 import { ApiError, call, query } from "../api/client";
 import { newId } from "../api/students";
 import type { components } from "../api/schema";
 import type { Dataset, DistillationJob } from "../api/types";
+import type { Sample } from "./samples";
 
 type Schemas = components["schemas"];
 /** A model that can teach, or the backbone of one. */
@@ -11,7 +12,11 @@ export type Model = Schemas["Model"];
 export type ConceptSet = Schemas["ConceptSet"];
 export type ConceptSpec = Schemas["ConceptJobSpecInput"];
 export type HeadSpec = Schemas["TeacherHeadJobSpecInput"];
-export type Spec = { concept: ConceptSpec } | { teacherHead: HeadSpec };
+export type LanguageSpec = Schemas["LanguageJobSpecInput"];
+export type ShiftSpec = Schemas["TuneShiftJobSpecInput"];
+export type Training = Schemas["LanguageTrainingInput"];
+export type Spec = { concept: ConceptSpec } | { teacherHead: HeadSpec } | { language: LanguageSpec } | { tuneshift: ShiftSpec };
+export type DatasetKind = Schemas["DatasetKind"];
 export type JobEstimate = Schemas["EstimateDistillationJobResponse"];
 
 const PAGE = 1000;
@@ -46,8 +51,9 @@ export async function getDataset(name: string): Promise<Dataset> {
   return (await call<{ dataset: Dataset }>("GET", `/v1/${name}`)).dataset;
 }
 
-/** How a source without splits is split, and how much of it is taken; what is left out means the server's default. */
+/** What a source holds, how one without splits is split, and how much of it is taken; what is left out means the server's default. */
 export interface Split {
+  kind?: DatasetKind;
   testShare?: number;
   valShare?: number;
   maxItems?: number;
@@ -87,6 +93,16 @@ export async function getJob(name: string): Promise<DistillationJob> {
 export async function cancelJob(name: string): Promise<DistillationJob> {
   const body = { requestId: newId() };
   return (await call<{ job: DistillationJob }>("POST", `/v1/${name}:cancel`, body)).job;
+}
+
+/** All samples of a tuneshift job, in the order they were made. */
+export async function listSamples(job: string, signal?: AbortSignal): Promise<Sample[]> {
+  return await pages(`/v1/${job}/samples`, "samples", signal);
+}
+
+/** Drops and keeps samples of a job that waits for its review; `finish` lets it go on. */
+export async function reviewSamples(job: string, change: { dropIds?: string[]; keepIds?: string[]; finish?: boolean }, requestId: string): Promise<void> {
+  await call("POST", `/v1/${job}:reviewSamples`, { ...change, requestId });
 }
 
 export async function createConceptSet(project: string, conceptSetId: string, words: string[]): Promise<ConceptSet> {

@@ -1,7 +1,8 @@
 /** Pure rules of the job form: which teacher fits, what a form means as a job, times as people say them. */
 
 import type { Dataset, DistillationJob } from "../api/types";
-import type { ConceptSpec, HeadSpec, Model } from "./calls";
+import { lastPart } from "../names";
+import type { ConceptSpec, HeadSpec, Model, Spec } from "./calls";
 
 /** Value of the teacher choice that means: train one on this data. */
 export const TRAIN = "train";
@@ -86,8 +87,36 @@ export function idProblem(id: string): string {
   return "Use 1 to 63 of a–z, 0–9 and “-”, with a letter first and no “-” at the end.";
 }
 
-export type Kind = "concept" | "teacherHead";
+export type Kind = "concept" | "teacherHead" | "language" | "tuneshift";
 
+/** Returns what kind of job this is. */
+export function kindOf(job: DistillationJob): Kind {
+  if (job.language) return "language";
+  if (job.tuneshift) return "tuneshift";
+  return job.teacherHead ? "teacherHead" : "concept";
+}
+
+/** Returns what a job makes, for people: `Student for fruit`. */
+export function jobTitle(job: DistillationJob): string {
+  if (job.tuneshift) return `What ${lastPart(job.tuneshift.tuned)} knows, into ${lastPart(job.tuneshift.target)}`;
+  const about = lastPart((job.language ?? job.teacherHead ?? job.concept)?.dataset ?? "");
+  return `${job.language ? "Language model" : job.teacherHead ? "Teacher" : "Student"} for ${about}`;
+}
+
+/** Returns a job's own specification, to run it again; undefined for a kind this page does not know. */
+export function specOf(job: DistillationJob): Spec | undefined {
+  if (job.concept) return { concept: job.concept };
+  if (job.teacherHead) return { teacherHead: job.teacherHead };
+  if (job.language) return { language: job.language };
+  return job.tuneshift ? { tuneshift: job.tuneshift } : undefined;
+}
+
+/** Returns whether a job has come to its review and waits for a person to end it. */
+export function waitsForReview(job: DistillationJob | undefined): boolean {
+  return job?.state === "JOB_STATE_RUNNING" && job.stages.find((one) => !one.complete)?.stage === "review";
+}
+
+const LANGUAGE: Kind[] = ["language", "tuneshift"];
 const STAGES: Record<string, string> = {
   ingest: "Read the images",
   check: "Check that everything fits",
@@ -96,20 +125,45 @@ const STAGES: Record<string, string> = {
   teacher_outputs: "Ask the teacher",
   regions: "Look at every region",
   concepts: "Prepare the concepts",
+  targets: "Store the teacher’s predictions",
+  answers: "Ask for answers",
+  rounds: "Make and filter samples",
+  review: "Your review of the samples",
   publish: "Publish",
 };
 
 /** Returns a stage of a kind of job in words for people. */
 export function stageTitle(stage: string, kind: Kind): string {
-  if (stage === "fit") return kind === "concept" ? "Fit the student" : "Fit the teacher";
+  if (stage === "fit") return LANGUAGE.includes(kind) ? "Train the model" : kind === "concept" ? "Fit the student" : "Fit the teacher";
+  if (stage === "ingest" && LANGUAGE.includes(kind)) return "Read the texts";
   return STAGES[stage] ?? stage.replaceAll("_", " ");
 }
 
-/** Returns the stages of a kind of job in their order, so that those to come can be shown. */
-export function stagesOf(kind: Kind): string[] {
-  return kind === "concept"
-    ? ["ingest", "check", "estimate", "teacher_outputs", "regions", "concepts", "fit", "publish"]
-    : ["ingest", "check", "features", "fit", "publish"];
+const ORDER = ["ingest", "check", "estimate", "features", "teacher_outputs", "regions", "concepts", "targets", "answers", "rounds", "review", "fit", "publish"];
+
+/** Returns the stages of a job in their order: those that have begun, and those to come. */
+export function stagesOf(job: DistillationJob): string[] {
+  const rank = (stage: string): number => (ORDER.includes(stage) ? ORDER.indexOf(stage) : ORDER.length);
+  const all = [...new Set([...expected(job), ...job.stages.map((one) => one.stage)])];
+  return all.sort((a, b) => rank(a) - rank(b));
+}
+
+function expected(job: DistillationJob): string[] {
+  switch (kindOf(job)) {
+    case "concept":
+      return ["ingest", "check", "estimate", "teacher_outputs", "regions", "concepts", "fit", "publish"];
+    case "teacherHead":
+      return ["ingest", "check", "features", "fit", "publish"];
+    case "tuneshift":
+      return ["check", "rounds", ...(job.tuneshift?.review ? ["review"] : []), "fit", "publish"];
+    case "language":
+      return ["check", ...signal(job.language?.mode), "fit", "publish"];
+  }
+}
+
+function signal(mode: string | undefined): string[] {
+  if (mode === "LANGUAGE_MODE_SEQUENCE_LEVEL") return ["answers"];
+  return mode === "LANGUAGE_MODE_ON_POLICY" || mode === "LANGUAGE_MODE_SUPERVISED" ? [] : ["targets"];
 }
 
 const STATES: Record<string, string> = {

@@ -4,6 +4,8 @@ import type { Dataset, DistillationJob } from "../api/types";
 import { follow, isOver } from "../events";
 import * as calls from "./calls";
 import * as chain from "./chain";
+import { imageModels, languageModels } from "./language";
+import { withPoints, type Curves } from "./curves";
 
 const MESSAGES = 300;
 const POLL_MS = 700;
@@ -17,6 +19,10 @@ export class Workshop {
   encoders = $state.raw<string[]>([]);
   loaded = $state(false);
   problem = $state.raw<unknown>(undefined);
+
+  /** Models whose images can be classified, and language models. */
+  readonly imageModels = $derived(imageModels(this.teachers));
+  readonly languageModels = $derived(languageModels(this.teachers));
 
   /** Datasets being read that are asked for again and again. */
   private readonly attended = new Set<string>();
@@ -47,6 +53,15 @@ export class Workshop {
   attend(dataset: Dataset): void {
     if (dataset.state !== "DATASET_STATE_CREATING" || this.attended.has(dataset.name)) return;
     this.untilRead(dataset.name, new AbortController().signal).catch(() => undefined);
+  }
+
+  /** Reads the models again: a job has made one. */
+  async loadModels(): Promise<void> {
+    try {
+      this.teachers = await calls.listTeachers(this.project);
+    } catch {
+      // The list that is there stays; the next load brings the new one.
+    }
   }
 
   /** Puts a job's newest state into the list. */
@@ -81,6 +96,8 @@ export class Workshop {
 export class Watch {
   job = $state.raw<DistillationJob | undefined>(undefined);
   messages = $state.raw<{ time: string; text: string }[]>([]);
+  /** Learning curves so far. */
+  curves = $state.raw<Curves>({});
   connected = $state(true);
   refused = $state("");
   private stop: () => void = () => undefined;
@@ -94,8 +111,9 @@ export class Watch {
     this.end();
     this.job = job;
     this.stop = follow<DistillationJob>(job.name, {
-      onEvent: ({ job: now, message, eventTime }) => {
+      onEvent: ({ job: now, message, eventTime, ...points }) => {
         this.job = now;
+        this.curves = withPoints(this.curves, points);
         if (message) this.messages = [...this.messages.slice(1 - MESSAGES), { time: eventTime, text: message }];
         this.onChange(now);
       },
@@ -109,6 +127,7 @@ export class Watch {
     this.stop();
     this.job = undefined;
     this.messages = [];
+    this.curves = {};
     this.connected = true;
     this.refused = "";
   }
