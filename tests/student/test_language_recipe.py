@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.model_records import LanguageModelRecord
 from services.common.targets import TargetShard
 from services.common.texts import TextRecord
+from services.student.language.requests import check_language
 from services.student.recipes import Surroundings, Training, train
 from services.student.rundir import RunDir
 from services.torch_common.language.files import ModelSource
@@ -279,6 +282,67 @@ def test_early_stop_keeps_the_best(run, blobs, exam):
     assert report["steps"] < 40
     curve = [p["heldout_cross_entropy"] for p in report["curves"]]
     assert report["after"]["cross_entropy"]["value"] == pytest.approx(min(curve), abs=1e-4)
+
+
+def test_killed_at_any_step_it_ends_with_the_same_weights(run, blobs, exam, home, around):
+    """Dropout needs the generators, patience the best weights, replay the order of the data."""
+    texts, replay = (suite.put_records(blobs, some) for some in (suite.texts(), suite.answers()))
+    options = suite.training(
+        checkpoint_steps=2, patience=50, lora=language_pb2.Lora(rank=4, dropout=0.2)
+    )
+    recipe = {
+        "text_shards": [texts],
+        "replay_shards": [replay],
+        "training": options,
+        "evaluation": exam,
+    }
+    whole = run(suite.request("whole", **recipe))
+    asked = suite.request("killed", **recipe)
+    folder = RunDir.of(home / "runs", suite.PROJECT, "killed")
+    folder.create(asked)
+    for step in (1, 5, 9):
+        killed_at(step, asked, Training(asked.project, blobs, folder.next_writer(), int, around))
+    assert folder.next_writer().newest_folder("training").name.endswith("08")
+    run.events.clear()
+    result = run(asked)
+    assert result.weights_digest == whole.weights_digest
+    assert report_of(blobs, result)["trained_tokens"] == report_of(blobs, whole)["trained_tokens"]
+    steps = [e.progress.done for e in run.events if e.progress.stage == "training"]
+    assert steps.count(1) == 2  # killed at once, begun anew; then never again from the start
+
+
+def killed_at(step: int, asked: student_pb2.TrainRequest, training: Training) -> None:
+    """Train in a child process that SIGKILL ends when it has told of a step."""
+
+    def progress(stage: str, done: int, total: int, metrics=None) -> None:
+        told(stage, done, total, metrics)
+        if stage == "training" and done >= step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        told, training.writer.progress = training.writer.progress, progress
+        try:
+            train(training, asked)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"student": ""}, "student"),
+        ({"keep_layers": [2, 1]}, "keep_layers"),
+        ({"tokenizer_digest": "../x"}, "tokenizer_digest"),
+        ({"text_shards": [items_pb2.BlobRef(digest="../../etc")]}, "text_shards"),
+        ({"evaluate_only": True}, "evaluation"),
+    ],
+)
+def test_malformed_recipes_are_refused_unread(change, field):
+    with pytest.raises(InvalidInput) as caught:
+        check_language(suite.request("malformed", **change).language)
+    assert caught.value.field == field
 
 
 def unusable(blobs):
