@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -385,7 +385,7 @@ def predicted(item: items_pb2.ImageInput) -> student_pb2.PredictResult:
 
 
 @contextmanager
-def serve() -> Iterator[World]:
+def serve(jobs_of: Callable[[World], Jobs] = Jobs) -> Iterator[World]:
     """Run the server in a thread of its own until the block ends."""
     world, started = World(), threading.Event()
     loop = asyncio.new_event_loop()
@@ -395,7 +395,7 @@ def serve() -> Iterator[World]:
         server = grpc.aio.server(interceptors=[ErrorInterceptor()])
         info_pb2_grpc.add_InfoServiceServicer_to_server(Info(), server)
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(Datasets(world), server)
-        jobs_pb2_grpc.add_DistillationServiceServicer_to_server(Jobs(world), server)
+        jobs_pb2_grpc.add_DistillationServiceServicer_to_server(jobs_of(world), server)
         students_pb2_grpc.add_StudentsServiceServicer_to_server(Students(world), server)
         students_pb2_grpc.add_BlobServiceServicer_to_server(Blobs(world), server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(Models(world), server)
