@@ -252,13 +252,15 @@ class LanguageModel(_Entry):
 
 
 class Dataset(_Entry):
-    """A labelled set of images."""
+    """A labelled set of images, or a set of texts."""
 
     kind: Literal["dataset"]
-    loader: Literal["fruit-parquet", "cifar10-png"]
+    loader: Literal["fruit-parquet", "cifar10-png", "text-jsonl", "wordnet", "speeches"]
+    """text-jsonl reads every .jsonl, .parquet and .txt file; the last two make texts of a package's
+    own format."""
     source: Source
     labels: tuple[str, ...] = ("label",)
-    """Names of the labellings, the first being the default."""
+    """Names of the labellings, or of the parts of a set of texts; the first is the default."""
 
 
 Entry = Annotated[

@@ -1,4 +1,4 @@
-"""The example data of the catalogue as sources: `builtin:fruit-fine`, `builtin:cifar10`."""
+"""The example data of the catalogue as sources: `builtin:fruit-fine`, `builtin:wordnet-facts`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from services.common.errors import NotFound, PeerUnavailable, Precondition
 from services.gateway.builtin_data import Photo, iter_dataset
 from services.gateway.datasets.entries import Entry, Listing, Rejected
 
-TEXT_LOADER = "text-jsonl"
-"""Loader of a catalogue's text dataset: JSON lines, or whatever else texts are read from."""
+_TEXT_LOADERS = ("text-jsonl", "wordnet", "speeches")
+"""Loaders of a catalogue's text datasets."""
 
 
 class BuiltinSource:
@@ -52,8 +52,9 @@ def check_known(name: str, entries: catalogue.Catalogue) -> None:
         raise _unknown(name, known)
 
 
-def find_texts(name: str, entries: catalogue.Catalogue) -> catalogue.Dataset:
-    """Return the text dataset of that name. Raises NotFound, Precondition for one of images."""
+def find_texts(name: str, entries: catalogue.Catalogue) -> tuple[catalogue.Dataset, str]:
+    """Return the text dataset of that name and its part. Raises NotFound, Precondition for one of
+    images."""
     known = _texts(entries)
     if name in known:
         return known[name]
@@ -72,20 +73,24 @@ def _find(name: str, entries: catalogue.Catalogue) -> tuple[catalogue.Dataset, s
 
 
 def _images(entries: catalogue.Catalogue) -> dict[str, tuple[catalogue.Dataset, str]]:
+    return _named(e for e in _datasets(entries) if e.loader not in _TEXT_LOADERS)
+
+
+def _texts(entries: catalogue.Catalogue) -> dict[str, tuple[catalogue.Dataset, str]]:
+    return _named(e for e in _datasets(entries) if e.loader in _TEXT_LOADERS)
+
+
+def _datasets(entries: catalogue.Catalogue) -> Iterator[catalogue.Dataset]:
+    return (entry for entry in entries if isinstance(entry, catalogue.Dataset))
+
+
+def _named(found: Iterator[catalogue.Dataset]) -> dict[str, tuple[catalogue.Dataset, str]]:
+    """Return every labelling or part by its name: the entry's, with the part behind a hyphen."""
     known: dict[str, tuple[catalogue.Dataset, str]] = {}
-    for entry in entries:
-        if isinstance(entry, catalogue.Dataset) and str(entry.loader) != TEXT_LOADER:
-            known[entry.id] = (entry, entry.labels[0])
-            known.update({f"{entry.id}-{one}": (entry, one) for one in entry.labels})
+    for entry in found:
+        known[entry.id] = (entry, entry.labels[0])
+        known.update({f"{entry.id}-{one}": (entry, one) for one in entry.labels})
     return known
-
-
-def _texts(entries: catalogue.Catalogue) -> dict[str, catalogue.Dataset]:
-    return {
-        entry.id: entry
-        for entry in entries
-        if isinstance(entry, catalogue.Dataset) and str(entry.loader) == TEXT_LOADER
-    }
 
 
 def _unknown(name: str, known: Collection[str]) -> NotFound:

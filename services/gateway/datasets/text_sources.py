@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 
@@ -15,6 +15,7 @@ from services.common import fetch
 from services.common.blobs import BlobStore
 from services.common.catalogue import Dataset
 from services.common.errors import InvalidInput, NotFound, PeerUnavailable
+from services.gateway.datasets import speeches, wordnet
 from services.gateway.datasets.builtin import find_texts
 from services.gateway.datasets.entries import shown
 from services.gateway.datasets.readers import (
@@ -84,20 +85,26 @@ class BlobTexts:
 
 
 class BuiltinTexts:
-    """A text dataset of the catalogue, fetched where it is not there yet."""
+    """A text dataset of the catalogue, fetched where it is not there yet; `part` is one of its
+    labels and `count` how many facts a generated one holds."""
 
-    def __init__(self, entry: Dataset, cache_dir: Path) -> None:
-        self._entry, self._cache_dir = entry, cache_dir
+    def __init__(self, entry: Dataset, part: str, count: int, cache_dir: Path) -> None:
+        self._entry, self._part, self._count = entry, part, count
+        self._cache_dir = cache_dir
 
     def rows(self) -> Iterator[RowOrNot]:
         try:
             path = fetch.ensure(self._entry, self._cache_dir)
         except fetch.FetchError as error:
             raise PeerUnavailable(str(error), retry_after_s=5.0) from error
-        source = (
-            TreeTexts(FolderTree(str(path))) if path.is_dir() else FileTexts(str(path), path.name)
-        )
-        yield from source.rows()
+        if self._entry.loader == "wordnet":
+            yield from wordnet.rows(path, self._part, self._count)
+        elif self._entry.loader == "speeches":
+            yield from speeches.rows(path, self._part)
+        elif path.is_dir():
+            yield from TreeTexts(FolderTree(str(path))).rows()
+        else:
+            yield from FileTexts(str(path), path.name).rows()
 
 
 def open_text_blob(project: str, digest: str, reading: Reading) -> TextSource:
@@ -115,7 +122,8 @@ def open_text_uri(uri: str, reading: Reading) -> TextSource:
     """
     check_uri(uri, reading)
     if scheme_of(uri) == "builtin":
-        return BuiltinTexts(find_texts(builtin_name(uri), reading.catalogue), reading.cache_dir)
+        entry, part = find_texts(builtin_name(uri), reading.catalogue)
+        return BuiltinTexts(entry, part, _fact_count(uri), reading.cache_dir)
     plain = without_fragment(uri)
     url = (local_path(uri) if scheme_of(uri) == "file" else plain).rstrip("/") or "/"
     try:
@@ -124,6 +132,15 @@ def open_text_uri(uri: str, reading: Reading) -> TextSource:
         raise NotFound(f"there is nothing at {shown(plain)}", resource=shown(plain)) from None
     except (OSError, ImportError, ValueError) as error:
         raise PeerUnavailable(f"{shown(plain)} cannot be read: {error}"[:300]) from error
+
+
+def _fact_count(uri: str) -> int:
+    """Return the `count` of `builtin:wordnet-facts?count=80`. Raises InvalidInput."""
+    options = dict(parse_qsl(uri.partition("?")[2]))
+    text = options.pop("count", str(wordnet.DEFAULT_FACTS))
+    if options or not (text.isascii() and text.isdecimal() and len(text) < 7):
+        raise InvalidInput("uri: after ? only count=NUMBER is understood", field="uri")
+    return int(text)
 
 
 def is_archive(file: BinaryIO) -> bool:
