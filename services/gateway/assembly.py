@@ -22,11 +22,13 @@ from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
 from services.gateway.http.edge import Edge
 from services.gateway.jobs.concept import concept_job
-from services.gateway.jobs.engine import Engine
+from services.gateway.jobs.engine import Engine, Story
 from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.heartbeat import Heartbeat
 from services.gateway.jobs.job import Tools
+from services.gateway.jobs.language import language_job
 from services.gateway.jobs.teacher_head import teacher_head_job
+from services.gateway.jobs.tuneshift import tuneshift_job
 from services.gateway.jobs_servicer import DistillationServicer
 from services.gateway.models_servicer import ModelServicer
 from services.gateway.peers import Peers
@@ -35,6 +37,13 @@ from services.gateway.store import Store
 from services.gateway.students_servicer import StudentsServicer
 
 _PACKAGE = "stillhouse.gateway.v1"
+STORIES: dict[str, Story] = {
+    "concept": concept_job,
+    "teacher_head": teacher_head_job,
+    "language": language_job,
+    "tuneshift": tuneshift_job,
+}
+"""What runs a job, by the field of its specification."""
 
 
 class Gateway:
@@ -49,7 +58,7 @@ class Gateway:
         self.feed = Feed(self.store)
         self.catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
         tools = Tools(settings, self.store, self.blobs, self.peers, self.cache, self.feed)
-        self.engine = Engine(tools, {"concept": concept_job, "teacher_head": teacher_head_job})
+        self.engine = Engine(tools, STORIES)
         self.heartbeat = Heartbeat(
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
@@ -69,7 +78,9 @@ class Gateway:
         """Add all servicers and return their names."""
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(self.datasets, server)
         jobs_pb2_grpc.add_DistillationServiceServicer_to_server(self.jobs, server)
-        models_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.peers), server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(self.peers, self.blobs), server
+        )
         students_pb2_grpc.add_StudentsServiceServicer_to_server(
             StudentsServicer(
                 self.store,

@@ -1,4 +1,4 @@
-"""DistillationService: create, estimate, get, list, cancel and watch jobs."""
+"""DistillationService: create, estimate, get, list, cancel, watch and review jobs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ from stillhouse.gateway.v1 import jobs_pb2_grpc
 from services.common import logs, names
 from services.common.errors import Overloaded
 from services.common.interceptors import Context
-from services.gateway.datasets import records as datasets
 from services.gateway.datasets.records import to_timestamp
 from services.gateway.jobs import records
-from services.gateway.jobs.checks import (
-    check_concept_job,
-    check_head_job,
-    check_spec,
-    dataset_plan,
-)
 from services.gateway.jobs.engine import Engine
-from services.gateway.jobs.estimates import estimate_concept_job, estimate_head_job
 from services.gateway.jobs.job import Tools
-from services.gateway.jobs.words import asked_words, filter_words
+from services.gateway.jobs.kinds import check_now, estimate_now
+from services.gateway.jobs.samples import Samples
+from services.gateway.jobs.specs import check_spec
 from services.gateway.paging import page
 from services.gateway.store import JobRow
 
@@ -35,12 +29,13 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
 
     def __init__(self, tools: Tools, engine: Engine) -> None:
         self._tools, self._engine = tools, engine
+        self._samples = Samples(tools)
 
     async def CreateDistillationJob(
         self, request: pb.CreateDistillationJobRequest, context: Context
     ) -> pb.CreateDistillationJobResponse:
         names.check_id(request.project, field="project")
-        check_spec(request.project, request.job)
+        check_spec(request.project, request.job, sandbox=self._tools.sandbox)
         await self._check(request.job)
         row, is_new = await asyncio.to_thread(records.create, self._tools.store, request)
         if is_new:
@@ -51,10 +46,8 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
         self, request: pb.EstimateDistillationJobRequest, context: Context
     ) -> pb.EstimateDistillationJobResponse:
         names.check_id(request.project, field="project")
-        check_spec(request.project, request.job)
-        if request.job.WhichOneof("spec") == "concept":
-            return await self._estimate_concept(request.project, request.job.concept)
-        return await self._estimate_head(request.project, request.job.teacher_head)
+        check_spec(request.project, request.job, sandbox=self._tools.sandbox)
+        return await estimate_now(self._tools, request.project, request.job)
 
     async def GetDistillationJob(
         self, request: pb.GetDistillationJobRequest, context: Context
@@ -92,67 +85,39 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
         async for event in self._tools.feed.follow(row.pk, after):
             if event.state in records.FINAL:
                 row = await self._row(request.name)
+            curve = event.curve or records.Curve({}, 0)
             yield pb.WatchDistillationJobResponse(
                 resume_token=str(event.seq),
                 event_time=to_timestamp(event.time),
                 job=records.to_message(row, event),
                 message=event.message,
+                metrics=curve.metrics,
+                metrics_step=curve.step,
+                metrics_run=curve.run,
             )
 
+    async def ListJobSamples(
+        self, request: pb.ListJobSamplesRequest, context: Context
+    ) -> pb.ListJobSamplesResponse:
+        return await self._samples.list_page(await self._row(request.job, "job"), request)
+
+    async def ReviewJobSamples(
+        self, request: pb.ReviewJobSamplesRequest, context: Context
+    ) -> pb.ReviewJobSamplesResponse:
+        row = await self._row(request.job, "job")
+        counts = await self._samples.review(row, request)
+        return pb.ReviewJobSamplesResponse(state_counts=counts)
+
     async def _check(self, job: pb.DistillationJob) -> None:
-        """Refuse at once what can be refused at once; a dataset still being read is checked later,
-        and so is everything where a service is away."""
-        spec = job.concept if job.WhichOneof("spec") == "concept" else job.teacher_head
-        project, dataset_id = names.parse(spec.dataset, "datasets", field="dataset")
-        row = await asyncio.to_thread(datasets.get, self._tools.store, project, dataset_id)
-        if row.state == "CREATING":
-            return
-        plan = dataset_plan(row)
+        """Refuse at once what can be refused at once; everything that a service which is away
+        decides is checked later."""
         try:
-            if isinstance(spec, pb.ConceptJobSpec):
-                await check_concept_job(self._tools, spec, plan, patient=False)
-            else:
-                await check_head_job(self._tools, spec, plan, patient=False)
+            await check_now(self._tools, job)
         except Overloaded as error:
             _log.info("the job's check is left to the job", reason=error.message[:200])
 
-    async def _estimate_concept(
-        self, project: str, spec: pb.ConceptJobSpec
-    ) -> pb.EstimateDistillationJobResponse:
-        tools = self._tools
-        row = await asyncio.to_thread(
-            datasets.get, tools.store, *names.parse(spec.dataset, "datasets", field="dataset")
-        )
-        plan = await check_concept_job(tools, spec, dataset_plan(row), patient=False)
-        kept = await filter_words(tools, plan, await asked_words(tools, project, spec))
-        cost = await estimate_concept_job(tools, project, plan, spec.control_draws)
-        return pb.EstimateDistillationJobResponse(
-            item_count=cost["items"],
-            cached_item_count=cost["cached"],
-            duration_s=sum(cost["stage_s"].values()),
-            stored_bytes=cost["stored_bytes"],
-            concept_count=len(kept.kept),
-        )
-
-    async def _estimate_head(
-        self, project: str, spec: pb.TeacherHeadJobSpec
-    ) -> pb.EstimateDistillationJobResponse:
-        tools = self._tools
-        row = await asyncio.to_thread(
-            datasets.get, tools.store, *names.parse(spec.dataset, "datasets", field="dataset")
-        )
-        dataset = dataset_plan(row)
-        backbone = await check_head_job(tools, spec, dataset, patient=False)
-        cost = await estimate_head_job(tools, project, dataset, backbone)
-        return pb.EstimateDistillationJobResponse(
-            item_count=cost["items"],
-            cached_item_count=cost["cached"],
-            duration_s=sum(cost["stage_s"].values()),
-            stored_bytes=cost["stored_bytes"],
-        )
-
-    async def _row(self, name: str) -> JobRow:
-        project, job_id = names.parse(name, "distillationJobs")
+    async def _row(self, name: str, field: str = "name") -> JobRow:
+        project, job_id = names.parse(name, "distillationJobs", field=field)
         return await asyncio.to_thread(records.get, self._tools.store, project, job_id)
 
     async def _message(self, row: JobRow) -> pb.DistillationJob:

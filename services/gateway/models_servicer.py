@@ -1,22 +1,34 @@
-"""ModelService: shows a project's teachers, encoders and concept sets, as their services tell."""
+"""ModelService: shows a project's teachers, encoders and concept sets, as their services tell, and
+tries language models."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from stillhouse.common.v1 import items_pb2
 from stillhouse.concepts.v1 import concepts_pb2
 from stillhouse.gateway.v1 import models_pb2 as pb
 from stillhouse.gateway.v1 import models_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common.blobs import BlobStore
+from services.common.channels import to_error
+from services.common.errors import InvalidInput, NotFound, from_status
 from services.common.interceptors import Context
-from services.common.names import check_id, join
+from services.common.model_records import LanguageModelRecord
+from services.common.names import check_id, join, parse
+from services.gateway.jobs.language_specs import check_sampling
 from services.gateway.peers import Peers
 
 
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     """The RPCs of ModelService."""
 
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
+    def __init__(self, peers: Peers, blobs: BlobStore) -> None:
+        self._peers, self._blobs = peers, blobs
 
     async def ListTeachers(
         self, request: pb.ListTeachersRequest, context: Context
@@ -31,6 +43,46 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             ),
         )
         return pb.ListTeachersResponse(models=reply.models, next_page_token=reply.next_page_token)
+
+    async def GetTeacher(
+        self, request: pb.GetTeacherRequest, context: Context
+    ) -> pb.GetTeacherResponse:
+        project, model_id = parse(request.name, "models")
+        reply = await self._peers.ask(
+            self._peers.teacher.GetModel,
+            teacher_pb2.GetModelRequest(name=request.name),
+            timeout_s=self._peers.shard_timeout_s,
+        )
+        files = await asyncio.to_thread(files_of, self._blobs, project, model_id)
+        return pb.GetTeacherResponse(model=reply.model, files=files)
+
+    async def GenerateText(
+        self, request: pb.GenerateTextRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateTextResponse]:
+        parse(request.model, "models", field="model")
+        if request.prompt.WhichOneof("prompt") is None:
+            raise InvalidInput("prompt: is required", field="prompt")
+        check_sampling(request.sampling)
+        call = teacher_pb2.GenerateRequest(
+            model=request.model,
+            items=[teacher_pb2.GenerateItem(prompt=request.prompt)],
+            sampling=request.sampling,
+            stream_text=True,
+        )
+        stream = self._peers.teacher.Generate(call, timeout=self._peers.shard_timeout_s)
+        try:
+            async for event in stream:
+                kind = event.WhichOneof("event")
+                if kind == "error":
+                    raise from_status(event.error)
+                if kind == "text":
+                    yield pb.GenerateTextResponse(text=event.text)
+                elif kind == "generation":
+                    yield pb.GenerateTextResponse(generation=event.generation)
+        except grpc.aio.AioRpcError as error:
+            raise to_error(error) from None
+        finally:
+            stream.cancel()
 
     async def ListProjectEncoders(
         self, request: pb.ListProjectEncodersRequest, context: Context
@@ -68,3 +120,18 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             ),
         )
         return pb.CreateProjectConceptSetResponse(concept_set=reply.concept_set)
+
+
+def files_of(blobs: BlobStore, project: str, model_id: str) -> pb.ProjectModelFiles | None:
+    """Return what a language model that a job of the project made consists of; None for any other
+    model. Blocking."""
+    try:
+        record = LanguageModelRecord.from_bytes(blobs.get_ref(project, f"models/{model_id}"))
+    except (NotFound, InvalidInput):
+        return None
+    return pb.ProjectModelFiles(
+        base=record.base,
+        files={name: items_pb2.BlobRef(digest=digest) for name, digest in record.files.items()},
+        weights_digest=record.weights_digest,
+        card_json=json.dumps(record.card, sort_keys=True, ensure_ascii=False),
+    )

@@ -8,8 +8,9 @@ from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.errors import InvalidInput, Precondition
 from services.common.manifest import Item, Manifest
-from services.gateway.jobs.checks import check_counts, check_labels, check_spec
+from services.gateway.jobs.checks import check_counts, check_labels
 from services.gateway.jobs.control_words import control_words
+from services.gateway.jobs.specs import check_spec
 
 CLASSES = ("apple", "pear")
 DATASET, TEACHER = "projects/default/datasets/d", "projects/default/models/m"

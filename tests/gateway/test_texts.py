@@ -1,4 +1,4 @@
-"""Text datasets: what rows mean, what files hold, how they are split, and a dataset made of them."""
+"""Text datasets: what rows mean, what files hold, how they are split, a dataset made of them."""
 
 from __future__ import annotations
 

@@ -29,38 +29,56 @@ _FEWEST_PER_CLASS = 2
 _FEWEST_ITEMS = 10
 
 
-def check_spec(project: str, spec: jobs_pb2.DistillationJob) -> None:
-    """Raise InvalidInput for a specification that is malformed or reaches into another project."""
-    kind = spec.WhichOneof("spec")
-    if kind is None:
-        raise InvalidInput("job: one of concept, teacher_head is required", field="job.spec")
-    if kind == "concept":
-        _check_concept(project, spec.concept)
-    else:
-        head = spec.teacher_head
-        _owned(project, head.dataset, "datasets", "dataset")
-        _owned(project, head.backbone, "models", "backbone")
-        if head.model_id:
-            names.check_id(head.model_id, field="model_id")
+def check_concept_spec(project: str, spec: jobs_pb2.ConceptJobSpec) -> None:
+    """Raise InvalidInput for what is malformed or reaches into another project."""
+    owned(project, spec.dataset, "datasets", "dataset")
+    owned(project, spec.teacher, "models", "teacher")
+    if spec.encoder:
+        owned(project, spec.encoder, "encoders", "encoder")
+    if spec.concept_set:
+        owned(project, spec.concept_set, "conceptSets", "concept_set")
+    if spec.student_id:
+        names.check_id(spec.student_id, field="student_id")
+    for field in ("l1", "nec"):
+        value = getattr(spec, field)
+        if not 0 <= value < float("inf"):
+            raise InvalidInput(f"{field}: must be finite and not negative", field=field)
+    if spec.WhichOneof("sparsity") == "l1" and spec.l1 == 0:
+        raise InvalidInput("l1: must be more than 0", field="l1")
 
 
-async def wait_for_dataset(job: Job, name: str) -> DatasetPlan:
-    """Wait until the dataset is READY. Raises NotFound, Precondition where it has FAILED."""
+def check_head_spec(project: str, spec: jobs_pb2.TeacherHeadJobSpec) -> None:
+    """As `check_concept_spec`."""
+    owned(project, spec.dataset, "datasets", "dataset")
+    owned(project, spec.backbone, "models", "backbone")
+    if spec.model_id:
+        names.check_id(spec.model_id, field="model_id")
+
+
+async def wait_for_dataset(job: Job, name: str, *, texts: bool = False) -> DatasetPlan:
+    """Wait until the dataset is READY. Raises NotFound, Precondition where it has FAILED or holds
+    images instead of texts, or texts instead of images."""
+    unit = "records" if texts else "images"
     while True:
         row = await asyncio.to_thread(datasets.get, job.tools.store, *names.parse(name, "datasets"))
         if row.state != "CREATING":
-            plan = dataset_plan(row)
-            await job.progress.update(
-                "ingest", done=plan["items"], total=plan["items"], unit="images"
-            )
+            plan = dataset_plan(row, texts=texts)
+            await job.progress.update("ingest", done=plan["items"], total=plan["items"], unit=unit)
             return plan
-        await job.progress.update("ingest", done=row.item_count, total=0, unit="images")
+        await job.progress.update("ingest", done=row.item_count, total=0, unit=unit)
         await asyncio.sleep(_POLL_S)
 
 
-def dataset_plan(row: DatasetRow) -> DatasetPlan:
-    """Return what later stages need of a READY dataset. Raises Precondition for any other."""
+def dataset_plan(row: DatasetRow, *, texts: bool = False) -> DatasetPlan:
+    """Return what later stages need of a READY dataset. Raises Precondition for any other, and for
+    one of the other kind."""
     name = datasets.name_of(row)
+    if datasets.holds_texts(row) != texts:
+        holds, wants = ("images", "texts") if texts else ("texts", "images")
+        raise Precondition(
+            f"dataset {name} holds {holds}, and this kind of job needs {wants}",
+            differences={"dataset": f"{holds} instead of {wants}"},
+        )
     if row.state == "CREATING":
         raise Precondition(f"dataset {name} is still being read; try again when it is READY")
     if row.state != "READY":
@@ -193,24 +211,8 @@ def check_counts(manifest: Manifest, dataset: str) -> None:
         raise Precondition(f"{dataset} is too small: {text}", differences=differences)
 
 
-def _check_concept(project: str, spec: jobs_pb2.ConceptJobSpec) -> None:
-    _owned(project, spec.dataset, "datasets", "dataset")
-    _owned(project, spec.teacher, "models", "teacher")
-    if spec.encoder:
-        _owned(project, spec.encoder, "encoders", "encoder")
-    if spec.concept_set:
-        _owned(project, spec.concept_set, "conceptSets", "concept_set")
-    if spec.student_id:
-        names.check_id(spec.student_id, field="student_id")
-    for field in ("l1", "nec"):
-        value = getattr(spec, field)
-        if not 0 <= value < float("inf"):
-            raise InvalidInput(f"{field}: must be finite and not negative", field=field)
-    if spec.WhichOneof("sparsity") == "l1" and spec.l1 == 0:
-        raise InvalidInput("l1: must be more than 0", field="l1")
-
-
-def _owned(project: str, name: str, collection: str, field: str) -> None:
+def owned(project: str, name: str, collection: str, field: str) -> None:
+    """Raise InvalidInput unless `name` is of the collection and the project."""
     owner, _ = names.parse(name, collection, field=field)
     if owner != project:
         raise InvalidInput(f"{field}: {name} is not of project {project}", field=field)

@@ -12,6 +12,7 @@ from dbos import DBOS
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from services.common.blobs import BlobStore
+from services.common.sandbox import Sandbox
 from services.gateway.cache import EmbeddingCache
 from services.gateway.jobs import records
 from services.gateway.jobs.feed import Feed
@@ -35,7 +36,9 @@ class Tools:
     cache: EmbeddingCache
     feed: Feed
     item_s: dict[str, float] = field(default_factory=dict)
-    """Measured seconds per image, by model digest."""
+    """Measured seconds per image (of a language model: per token), by model digest."""
+    sandbox: Sandbox | None = None
+    """Runs the code of unit-test verifiers; None where this gateway runs none."""
 
 
 class Job:

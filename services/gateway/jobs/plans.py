@@ -58,3 +58,73 @@ class Trained(TypedDict):
     """Digests of what a training run made, by name."""
 
     blobs: dict[str, str]
+
+
+class ModelPlan(TypedDict):
+    """A language model as the teacher service describes it; an empty name stands for none."""
+
+    name: str
+    digest: str
+    precision: str
+    tokenizer_digest: str
+    vocab_size: int
+    context_length: int
+    has_chat_template: bool
+
+
+class TextInputs(TypedDict):
+    """The text datasets of a job, all READY."""
+
+    dataset: DatasetPlan | None
+    """What is trained on; None for a job that makes its own."""
+    evaluation: list[DatasetPlan]
+    replay: DatasetPlan | None
+    off_domain: DatasetPlan | None
+
+
+class LanguagePlan(TypedDict):
+    """A language job after its check."""
+
+    inputs: TextInputs
+    mode: str
+    """`stored_targets`, `sequence_level`, `on_policy` or `supervised`."""
+    teacher: ModelPlan
+    student: ModelPlan
+    sequence_length: int
+    same_tokens: bool
+    """Teacher and student have the same tokenizer and vocabulary."""
+
+
+class Targets(TypedDict):
+    """Stored targets: shards in the order of the records' shards, and what they hold."""
+
+    shards: list[str]
+    sequences: int
+    tokens: int
+    stored_bytes: float
+    draws: float
+    """Draws (or ids) of all target tokens together."""
+    skipped: list[str]
+    """Records that became no sequence and why, the first 20."""
+
+
+class LanguageData(TypedDict):
+    """What a language job trains and measures on: digests of shards."""
+
+    texts: list[str]
+    targets: Targets | None
+    held_out: Targets | None
+    notes: dict[str, int]
+    """Counts for the report, such as answers that were dropped, by reason."""
+
+
+class TuneShiftPlan(TypedDict):
+    """A tuneshift job after its check."""
+
+    inputs: TextInputs
+    base: ModelPlan
+    tuned: ModelPlan
+    target: ModelPlan
+    generator: ModelPlan
+    style: ModelPlan
+    sequence_length: int

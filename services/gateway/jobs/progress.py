@@ -20,11 +20,15 @@ _ORDER = (
     "teacher_outputs",
     "regions",
     "concepts",
+    "targets",
+    "answers",
+    "rounds",
+    "review",
     "fit",
     "publish",
 )
 """Stages as people read them; those that run side by side may start in either order."""
-_TIMED_UNIT = "images"
+_TIMED_UNITS = ("images", "records", "answers")
 """Units of equal cost, from which a speed follows; the steps of a fit are not."""
 _EVENT_S = 0.5
 """Shortest time between two events that only move a counter."""
@@ -83,12 +87,16 @@ class Progress:
         unit: str,
         cache_hits: int = 0,
         detail: str = "",
+        curve: records.Curve | None = None,
     ) -> None:
-        """Set a stage's counters; an event follows unless one was sent just before."""
+        """Set a stage's counters; an event follows unless one was sent just before.
+
+        New points of a learning curve are always sent.
+        """
         stage = self._stages[name]
         stage.done, stage.total, stage.unit, stage.cache_hits = done, total, unit, cache_hits
-        if time.monotonic() - self._sent_s >= _EVENT_S:
-            await self._send(lambda: self._sentence(stage, detail))
+        if curve is not None or time.monotonic() - self._sent_s >= _EVENT_S:
+            await self._send(lambda: self._sentence(stage, detail), curve=curve)
 
     async def complete(self, name: str) -> None:
         """End a stage."""
@@ -120,7 +128,7 @@ class Progress:
     def _rate(self, stage: Stage) -> float:
         clock = self._clocks.get(stage.stage)
         worked = stage.done - stage.cache_hits
-        if clock is None or worked <= 0 or stage.unit != _TIMED_UNIT:
+        if clock is None or worked <= 0 or stage.unit not in _TIMED_UNITS:
             return 0.0
         return worked / max(time.monotonic() - clock.started_s, 1e-3)
 

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from google.protobuf import json_format
@@ -30,6 +30,16 @@ _METHOD = "CreateDistillationJob"
 
 
 @dataclass(frozen=True)
+class Curve:
+    """New points of a training run's learning curves: values by name at one step."""
+
+    metrics: dict[str, float]
+    step: int
+    run: str = ""
+    """Arm and seed of an ablation, or empty."""
+
+
+@dataclass(frozen=True)
 class Event:
     """One event: the job's state and stages at that moment, and a sentence for people."""
 
@@ -39,6 +49,7 @@ class Event:
     message: str
     stages: list[dict[str, Any]] = field(default_factory=list)
     eta_s: float = 0.0
+    curve: Curve | None = None
 
 
 def name_of(row: JobRow) -> str:
@@ -117,6 +128,7 @@ def append(
     eta_s: float = 0.0,
     error: status_pb2.Status | None = None,
     result: dict[str, str] | None = None,
+    curve: Curve | None = None,
 ) -> bool:
     """Add an event, and move the job to `state` where one is given; stages default to the last.
 
@@ -134,7 +146,7 @@ def append(
         if state:
             row.state = state
             row.ended = time.time() if state in FINAL else None
-        _append(session, row, message, stages, eta_s)
+        _append(session, row, message, stages, eta_s, curve)
     return True
 
 
@@ -148,7 +160,12 @@ def events(store: Store, pk: int, after: int) -> list[Event]:
 def last_event(store: Store, pk: int) -> Event | None:
     """Return a job's newest event."""
     with store.read() as session:
-        row = _last(session, pk)
+        return last_of(session, pk)
+
+
+def last_of(session: Session, pk: int) -> Event | None:
+    """Return a job's newest event, as a transaction sees it."""
+    row = _last(session, pk)
     return None if row is None else _event(row)
 
 
@@ -225,12 +242,20 @@ def _append(
     message: str,
     stages: Sequence[dict[str, Any]] | None,
     eta_s: float,
+    curve: Curve | None = None,
 ) -> None:
     """Add an event; the caller holds the job's row lock, so sequences have no gaps."""
     last = _last(session, row.pk)
     if stages is None:
         stages = [] if last is None else _event(last).stages
-    payload = {"state": row.state, "message": message, "stages": stages, "eta_s": round(eta_s, 1)}
+    payload: dict[str, Any] = {
+        "state": row.state,
+        "message": message,
+        "stages": stages,
+        "eta_s": round(eta_s, 1),
+    }
+    if curve is not None:
+        payload["curve"] = asdict(curve)
     session.add(
         JobEventRow(
             job_pk=row.pk,
@@ -248,7 +273,9 @@ def _last(session: Session, pk: int) -> JobEventRow | None:
 
 def _event(row: JobEventRow) -> Event:
     raw = json.loads(row.payload_json)
-    return Event(row.seq, row.time, raw["state"], raw["message"], raw["stages"], raw["eta_s"])
+    curve = Curve(**raw["curve"]) if "curve" in raw else None
+    told = (raw["state"], raw["message"], raw["stages"], raw["eta_s"], curve)
+    return Event(row.seq, row.time, *told)
 
 
 def _select(project: str, job_id: str) -> Select[JobRow]:

@@ -17,34 +17,36 @@ from services.common.errors import (
     PeerUnavailable,
     from_status,
 )
+from services.gateway.jobs import records
 from services.gateway.jobs.job import Job
 from services.gateway.jobs.plans import Trained
 from services.gateway.keys import stage_ref
 
 
-async def train(job: Job, request: student_pb2.TrainRequest) -> Trained:
+async def train(job: Job, request: student_pb2.TrainRequest, *, run: str = "") -> Trained:
     """Run a recipe to its end, or find what it made before. Raises what the run failed with.
 
-    The run's id comes from the job and the recipe, so whoever asks again attaches to it.
+    The run's id comes from the job and the recipe, so whoever asks again attaches to it. `run`
+    names it among several of one job.
     """
     recipe = request.SerializeToString(deterministic=True)
     digest = hashlib.sha256(recipe).hexdigest()
     ref = stage_ref("fit", {"recipe": digest})
     found = await asyncio.to_thread(_find, job, ref)
     if found is not None:
-        await job.progress.say("fit: found from an earlier job")
+        await job.progress.say(f"fit: {run + ' ' if run else ''}found from an earlier job")
         return found
     request.project = job.project
     request.run_id = f"{job.job_id}-{digest[:32]}"
     await job.note(run_id=request.run_id)
-    result = await _follow(job, request)
+    result = await _follow(job, request, run)
     trained = Trained(blobs=_digests(result))
     data = json.dumps(trained, sort_keys=True).encode()
     await asyncio.to_thread(job.tools.blobs.put_ref, job.project, ref, data)
     return trained
 
 
-async def _follow(job: Job, request: student_pb2.TrainRequest) -> student_pb2.TrainResult:
+async def _follow(job: Job, request: student_pb2.TrainRequest, run: str) -> student_pb2.TrainResult:
     """Follow the run's events; a stream that breaks is taken up after the last event seen.
 
     Gives up only where nothing at all came for `give_up_s`.
@@ -59,7 +61,7 @@ async def _follow(job: Job, request: student_pb2.TrainRequest) -> student_pb2.Tr
                     return event.result
                 if kind == "error":
                     raise from_status(event.error)
-                await _tell(job, event.progress)
+                await _tell(job, event.progress, run)
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
         raise PeerUnavailable("the stream of the training run ended early")
@@ -73,13 +75,17 @@ async def _follow(job: Job, request: student_pb2.TrainRequest) -> student_pb2.Tr
                 raise
 
 
-async def _tell(job: Job, progress: student_pb2.TrainProgress) -> None:
+async def _tell(job: Job, progress: student_pb2.TrainProgress, run: str) -> None:
+    curve = None
+    if progress.metrics:
+        curve = records.Curve(dict(progress.metrics), progress.done, run)
     await job.progress.update(
         "fit",
         done=progress.done,
         total=progress.total,
         unit="steps",
-        detail=progress.stage,
+        detail=f"{run}: {progress.stage}" if run else progress.stage,
+        curve=curve,
     )
 
 
@@ -92,6 +98,9 @@ def _digests(result: student_pb2.TrainResult) -> dict[str, str]:
             "card": made.student.card_digest,
             "report": made.report.digest,
         }
+    if kind == "language":
+        found = {"report": result.language.report.digest, "model": result.language.model.digest}
+        return {name: digest for name, digest in found.items() if digest}
     if kind == "linear_head":
         return {"head": result.linear_head.head.digest, "card": result.linear_head.card.digest}
     raise Internal("the training run ended without a result")
