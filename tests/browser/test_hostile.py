@@ -21,7 +21,7 @@ EVIL_FILE = "<svg onload=window.pwned=2>.jpg"
 def setup(bench: Bench) -> Bench:
     """Setup with the place to drop files open."""
     bench.open("setup", student="")
-    more = bench.page.get_by_role("button", name="Add images …")
+    more = bench.page.get_by_role("button", name="Add images or texts …")
     if more.count():
         more.click()
     return bench

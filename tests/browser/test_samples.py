@@ -107,7 +107,11 @@ def test_training_goes_on_with_what_is_kept(desk: Desk) -> None:
     assert desk.reviews()[-1].finish
     job = desk.page.get_by_role("region", name=re.compile("What tuned knows"))
     expect(job.locator(".state")).to_have_text("done")
+    expect(desk.rows).to_have_count(0)
+    desk.panel.get_by_role("button", name="Show the samples").click()
+    expect(desk.rows.first).to_be_visible()
     expect(desk.panel.get_by_role("button", name=re.compile("^Train with"))).to_have_count(0)
+    desk.panel.get_by_role("button", name="Hide the samples").click()
     expect(job.get_by_role("img", name=re.compile("Loss by step"))).to_be_visible()
     job.get_by_role("button", name="Held-out cross entropy").click()
     curve = job.get_by_role("img", name=re.compile("2.00 at step 10"))

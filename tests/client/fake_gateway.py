@@ -339,7 +339,7 @@ class Models(fake_language.LanguageModels, models_pb2_grpc.ModelServiceServicer)
 
     async def ListTeachers(self, request: Any, context: Any) -> models.ListTeachersResponse:
         lite = teacher_pb2.Model(name=f"{P}/models/efficientnet-lite0", licence="Apache-2.0")
-        return models.ListTeachersResponse(models=[lite, fake_language.tiny()])
+        return models.ListTeachersResponse(models=[lite, *fake_language.known()])
 
     async def ListProjectEncoders(self, request: Any, context: Any) -> Any:
         encoder = concepts_pb2.Encoder(name=f"{P}/encoders/effl2-minilm", embedding_dim=384)

@@ -17,6 +17,7 @@ from services.common.errors import NotFound, Precondition
 
 P = "projects/default"
 TINY = f"{P}/models/tiny"
+NAMES = ("tiny", "big", "other")
 WEIGHTS = b"weights" * 3000
 
 
@@ -178,6 +179,16 @@ def tiny() -> teacher_pb2.Model:
     return teacher_pb2.Model(
         name=TINY, kind=teacher_pb2.MODEL_KIND_LANGUAGE_MODEL, language_model=spec
     )
+
+
+def known() -> list[teacher_pb2.Model]:
+    """Return the language models as they are listed: an adapter, its base, and another."""
+    adapter, base, other = (teacher_pb2.Model(name=f"{P}/models/{n}") for n in NAMES)
+    for model in (adapter, base, other):
+        model.kind = teacher_pb2.MODEL_KIND_LANGUAGE_MODEL
+        model.language_model.backend = "transformers"
+    adapter.language_model.base = "big"
+    return [adapter, base, other]
 
 
 def samples() -> list[jobs.JobSample]:
