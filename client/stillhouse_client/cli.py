@@ -20,7 +20,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong request, 3 unknown name, 4 server away.",
 )
 suite.register(app)
-demo_command.register(app)
+app.add_typer(demo_command.app, name="demo")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(distill.app, name="distill")

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shlex
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from stillhouse.gateway.v1 import jobs_pb2
 
 from stillhouse_client import demo_report
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands import output
+from stillhouse_client.commands import demo_tuneshift, output
+from stillhouse_client.commands.demo_suite import gateway, showing
 from stillhouse_client.commands.session import DataDir, Json, Project
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
-from stillhouse_client.commands.watching import JobBars
-from stillhouse_client.demo import Demo, Plan, Story
+from stillhouse_client.demo import Demo, Plan
 from stillhouse_client.names import DEFAULT_PROJECT
 from stillhouse_client.suite import state
 from stillhouse_client.suite.config import SuiteConfig, default_web_url
-from stillhouse_client.suite.supervisor import Suite
 
 _ROWS = {
     "student": "named concepts",
@@ -36,12 +32,12 @@ _ROWS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command()(demo)
+app = typer.Typer(invoke_without_command=True)
 
 
+@app.callback()
 def demo(
+    context: typer.Context,
     images: Annotated[int, typer.Option(min=0, help="Photos per dataset; 0 means all.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run anew, under new names.")] = False,
     data_dir: DataDir = Path(".stillhouse"),
@@ -55,6 +51,8 @@ def demo(
 
     Uses the suite that runs in the data folder, or starts one for its own time.
     """
+    if context.invoked_subcommand is not None:
+        return
     started_s = time.monotonic()
     config = make_config(data_dir, max(port, 0), redis_url, database_url)
     plan = Plan(images, f"r{int(time.time())}" if fresh else "")
@@ -74,53 +72,16 @@ def demo(
 async def _run(
     config: SuiteConfig, plan: Plan, project: str, started_s: float
 ) -> tuple[dict[str, Any], list[Path]]:
-    async with _gateway(config) as address, AsyncClient(address, project=project) as client:
+    async with gateway(config) as address, AsyncClient(address, project=project) as client:
         up_s = time.monotonic() - started_s
-        story = await _tell(client, plan)
+        with showing() as (say, show):
+            story = await Demo(client, plan, say=say, show=show).run()
         story.step_s = {"start": round(up_s, 3), **story.step_s}
         report = await demo_report.build(client, story, time.monotonic() - started_s)
         report["workbench"] = workbench(config, project, plan)
         output.note("drawing the report")
         files = await _write(client, report, config.data_dir / "demo", started_s)
     return report, files
-
-
-@contextlib.asynccontextmanager
-async def _gateway(config: SuiteConfig) -> AsyncIterator[str]:
-    running = state.read(config.data_dir)
-    if running is not None:
-        output.note(f"using the suite that runs in {config.data_dir}")
-        yield running.gateway
-        return
-    output.note("starting Redis and the four services")
-    async with Suite(config, output.note) as suite:
-        yield suite.address
-
-
-async def _tell(client: AsyncClient, plan: Plan) -> Story:
-    bars: JobBars | None = None
-    shown = ""
-
-    def show(job: jobs_pb2.DistillationJob) -> None:
-        nonlocal bars, shown
-        if bars is None or job.name != shown:
-            if bars is not None:
-                bars.__exit__()
-            bars, shown = JobBars().__enter__(), job.name
-        bars.show(job)
-
-    def say(text: str) -> None:
-        nonlocal bars
-        if bars is not None:
-            bars.__exit__()
-            bars = None
-        output.err.print(f"[bold]{text}[/bold]", soft_wrap=True)
-
-    try:
-        return await Demo(client, plan, say=say, show=show).run()
-    finally:
-        if bars is not None:
-            bars.__exit__()
 
 
 async def _write(
@@ -199,3 +160,6 @@ def _text(found: Any) -> str:
     if not isinstance(found, dict) or found.get("value") is None:
         return "-"
     return output.estimate(found) if found.get("low") is not None else f"{found['value']:.3f}"
+
+
+app.command("tuneshift")(demo_tuneshift.tuneshift)
