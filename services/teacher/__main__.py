@@ -26,14 +26,19 @@ def build(settings: TeacherSettings) -> server.App:
 
     from services.common.blobs import BlobStore
     from services.common.catalogue import load_catalogue
+    from services.teacher.language.calls import LanguageCalls
     from services.teacher.registry import Registry
     from services.teacher.servicer import TeacherServicer
+    from services.torch_common.language.files import ModelSource
     from services.torch_common.threads import set_threads
 
     set_threads(settings.threads)
     blobs = BlobStore(settings.blob_url)
     catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
-    servicer = TeacherServicer(settings, Registry(settings, catalogue, blobs), blobs)
+    registry = Registry(settings, catalogue, blobs)
+    source = ModelSource(catalogue, blobs, settings.cache_dir)
+    language = LanguageCalls(settings, source, registry.executor, blobs)
+    servicer = TeacherServicer(settings, registry, blobs, language)
 
     def register(grpc_server: grpc.aio.Server) -> Sequence[str]:
         teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, grpc_server)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from services.common.batching import Batcher
 from services.common.blobs import BlobStore
-from services.common.catalogue import Catalogue, ImageModel
-from services.common.errors import InvalidInput, NotFound
+from services.common.catalogue import Catalogue, ImageModel, LanguageModel
+from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.fetch import ensure
+from services.common.model_records import KIND as LANGUAGE_MODEL
 from services.common.tensors import Array, unpack_arrays
 from services.teacher.backbones import load_classifier
 from services.teacher.models import ImageClassifier, Outputs, with_head
@@ -97,7 +98,8 @@ class Registry:
 
     def __init__(self, settings: TeacherSettings, catalogue: Catalogue, blobs: BlobStore) -> None:
         self._settings, self._catalogue, self._blobs = settings, catalogue, blobs
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        """The one thread in which every model computes."""
         self._loaded: dict[tuple[str, str], ServedModel] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -115,7 +117,10 @@ class Registry:
             if isinstance(entry, ImageModel):
                 yield _listed(entry)
         for model_id in self._blobs.list_refs(project, "models"):
-            record = self._record(project, model_id)
+            try:
+                record = self._record(project, model_id)
+            except Precondition:  # a language model
+                continue
             trunk = str(record["backbone"])
             under = self._catalogue.get(trunk) if trunk in self._catalogue else None
             size_px = _listed(under).size_px if isinstance(under, ImageModel) else 0
@@ -124,7 +129,7 @@ class Registry:
     async def close(self) -> None:
         """Stop every queue."""
         await asyncio.gather(*(model.batcher.close() for model in self._loaded.values()))
-        self._executor.shutdown(wait=True)
+        self.executor.shutdown(wait=True)
 
     def _in_catalogue(self, model_id: str) -> bool:
         return model_id in self._catalogue
@@ -132,6 +137,8 @@ class Registry:
     async def _load(self, key: tuple[str, str]) -> None:
         project, model_id = key
         if not project:
+            if isinstance(self._catalogue.get(model_id), LanguageModel):
+                raise _is_language(model_id)
             entry = self._catalogue.image_model(model_id)
             classifier = await asyncio.to_thread(self._from_catalogue, entry)
             self._loaded[key] = self._serve(classifier, entry.licence)
@@ -145,7 +152,7 @@ class Registry:
     def _serve(self, classifier: ImageClassifier, licence: str) -> ServedModel:
         batcher: Batcher[Tensor, Row] = Batcher(
             lambda items, size: _rows(classifier.forward_padded(items, size)),
-            self._executor,
+            self.executor,
             name=classifier.id,
             max_batch=self._settings.max_batch,
             wait_ms=self._settings.batch_wait_ms,
@@ -166,6 +173,8 @@ class Registry:
             # The catalogue's own error names the nearest ids.
             self._catalogue.get(model_id)
             raise
+        if isinstance(record, dict) and record.get("kind") == LANGUAGE_MODEL:
+            raise _is_language(model_id)
         if not isinstance(record, dict) or record.get("kind") != "linear_head":
             raise InvalidInput(f"model {model_id}: its record is not understood", field="model")
         return record
@@ -195,6 +204,13 @@ class Registry:
             single_label=bool(record.get("single_label", True)),
             cross_fitted=_cross_fitted(arrays),
         )
+
+
+def _is_language(model_id: str) -> Precondition:
+    return Precondition(
+        f"{model_id} is a language model; Classify needs an image classifier",
+        differences={"kind": "MODEL_KIND_LANGUAGE_MODEL"},
+    )
 
 
 def _listed(entry: ImageModel) -> ListedModel:

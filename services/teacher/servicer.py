@@ -1,11 +1,14 @@
-"""TeacherService: checks a call, decodes its images, runs them through the model's queue."""
+"""TeacherService: checks a call, decodes its images, runs them through the model's queue; hands
+language models' calls on."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from google.rpc import status_pb2
@@ -22,6 +25,7 @@ from services.common.interceptors import Context
 from services.common.names import check_id, join, parse
 from services.common.pages import page
 from services.common.tensors import to_message
+from services.teacher.language.calls import LanguageCalls
 from services.teacher.registry import Registry, Row, ServedModel
 from services.teacher.settings import TeacherSettings
 
@@ -39,8 +43,15 @@ class _Prepared:
 class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     """The RPCs of TeacherService."""
 
-    def __init__(self, settings: TeacherSettings, registry: Registry, blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        registry: Registry,
+        blobs: BlobStore,
+        language: LanguageCalls,
+    ) -> None:
         self._settings, self._registry, self._blobs = settings, registry, blobs
+        self._language = language
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
 
@@ -48,25 +59,17 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self, request: teacher_pb2.ListModelsRequest, context: Context
     ) -> teacher_pb2.ListModelsResponse:
         project = check_id(request.project, field="project")
-        found = await asyncio.to_thread(lambda: sorted(self._registry.listed(project)))
-        chosen, token = page(found, request.page_size, request.page_token, scope=project)
-        models = [
-            teacher_pb2.Model(
-                name=join(project, "models", one.model_id),
-                kind=teacher_pb2.MODEL_KIND_IMAGE_CLASSIFIER,
-                licence=one.licence,
-                image_classifier=teacher_pb2.ImageClassifierSpec(
-                    classes=one.classes, image_size=one.size_px, trunk=one.trunk
-                ),
-            )
-            for one in chosen
-        ]
+        found = await asyncio.to_thread(self._listed, project)
+        models, token = page(found, request.page_size, request.page_token, scope=project)
         return teacher_pb2.ListModelsResponse(models=models, next_page_token=token)
 
     async def GetModel(
         self, request: teacher_pb2.GetModelRequest, context: Context
     ) -> teacher_pb2.GetModelResponse:
         project, model_id = parse(request.name, "models")
+        if await asyncio.to_thread(self._language.knows, project, model_id):
+            described = await self._language.describe(project, model_id)
+            return teacher_pb2.GetModelResponse(model=described)
         served = await self._registry.get(project, model_id)
         return teacher_pb2.GetModelResponse(model=_describe(project, served))
 
@@ -103,6 +106,38 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             timings=_timings(waiting, rows),
         )
 
+    async def Score(
+        self, request: teacher_pb2.ScoreRequest, context: Context
+    ) -> teacher_pb2.ScoreResponse:
+        return await self._language.score(request, context)
+
+    async def SampleTargets(
+        self, request: teacher_pb2.SampleTargetsRequest, context: Context
+    ) -> teacher_pb2.SampleTargetsResponse:
+        return await self._language.sample_targets(request)
+
+    async def Generate(
+        self, request: teacher_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[teacher_pb2.GenerateResponse]:
+        async with aclosing(self._language.generate(request)) as events:
+            async for event in events:
+                yield event
+
+    def _listed(self, project: str) -> list[teacher_pb2.Model]:
+        """Every model of the project by name, none of them loaded. Blocking."""
+        images = [
+            teacher_pb2.Model(
+                name=join(project, "models", one.model_id),
+                kind=teacher_pb2.MODEL_KIND_IMAGE_CLASSIFIER,
+                licence=one.licence,
+                image_classifier=teacher_pb2.ImageClassifierSpec(
+                    classes=one.classes, image_size=one.size_px, trunk=one.trunk
+                ),
+            )
+            for one in self._registry.listed(project)
+        ]
+        return sorted([*images, *self._language.listed(project)], key=lambda model: model.name)
+
     async def _prepare(
         self, item: items_pb2.ImageInput, project: str, served: ServedModel, *, shard: bool
     ) -> _Prepared:
@@ -119,7 +154,11 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         return tensor, (time.perf_counter() - started_s) * 1000
 
     async def canary(self) -> None:
-        """Classify one small image with the preloaded model, through the queue."""
+        """Classify one small image with the preloaded model, or score a few tokens, through the
+        queue."""
+        if await asyncio.to_thread(self._language.knows, "default", self._settings.preload):
+            await self._language.canary(self._settings.preload)
+            return
         served = await self._registry.get("default", self._settings.preload)
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
@@ -128,6 +167,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""
+        await self._language.close()
         await self._registry.close()
         self._decoders.shutdown(wait=False)
 

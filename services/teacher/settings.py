@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from services.common.settings import ModelSettings
@@ -22,3 +24,26 @@ class TeacherSettings(ModelSettings):
     remembered_rows: int = Field(20_000, ge=0)
     """Outputs of job shards kept in memory per trunk, so that several heads cost one pass (about 7
     KB each)."""
+    precision: Literal["", "float32", "bfloat16"] = ""
+    """What language models compute in; empty means bfloat16 where the device computes it natively,
+    else float32."""
+    max_batch_tokens: int = Field(4096, ge=16)
+    """Tokens of a language model's forward pass, padding included; no item may be longer."""
+    max_queue_tokens: int = Field(1 << 20, ge=1)
+    """Tokens that may wait for a language model before calls are refused."""
+    generate_batch: int = Field(16, ge=1)
+    """Answers of one call that are written side by side."""
+    max_cache_tokens: int = Field(65_536, ge=16)
+    """Tokens, prompts and answers, whose keys and values a call may hold at once."""
+    max_generations: int = Field(2, ge=1)
+    """Generate calls that write at the same time; others wait, up to max_queue_items prompts."""
+    max_language_models: int = Field(2, ge=1)
+    """Whole language models kept in memory; the least recently used leaves first."""
+    max_adapters: int = Field(16, ge=1)
+    """Adapters kept on the models in memory."""
+    openai_api_key: SecretStr = SecretStr("")
+    """Sent as bearer token to the OpenAI-compatible servers of the catalogue."""
+    openai_timeout_s: float = Field(120.0, gt=0)
+    """Longest silence of an OpenAI-compatible server."""
+    openai_concurrency: int = Field(16, ge=1)
+    """Requests that an OpenAI-compatible server gets at once."""

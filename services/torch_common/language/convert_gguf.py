@@ -69,13 +69,13 @@ def _read(source: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **where)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **where)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
     # What is loaded from GGUF refuses to be saved; the same architecture with its tensors does not.
     raw = loaded.config.to_dict()
     raw.pop("quantization_config", None)
     raw.pop("_model_name_or_path", None)
-    model = type(loaded)(type(loaded.config)(**raw))
+    model: Any = type(loaded)(type(loaded.config)(**raw))
     model.load_state_dict(loaded.state_dict(), strict=True)
     return model.to(torch.float32), tokenizer
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue, LanguageModel
-from services.common.errors import NotFound
+from services.common.errors import NotFound, Precondition
 from services.common.fetch import ensure
-from services.common.model_records import LanguageModelRecord
+from services.common.model_records import KIND, LanguageModelRecord
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,17 @@ class ModelSource:
         except NotFound:
             names = [*self.blobs.list_refs(project, "models"), *(e.id for e in self.catalogue)]
             raise _unknown(model_id, names) from None
+
+    def check_language(self, project: str, model_id: str) -> None:
+        """Raise NotFound for an unknown id, Precondition for a model of another kind."""
+        if model_id in self.catalogue:
+            kind: str = self.catalogue.get(model_id).kind
+        else:
+            kind = _kind(self.reference(project, model_id))
+        if kind not in ("language-model", KIND):
+            raise Precondition(
+                f"{model_id} is a {kind}, not a language model", differences={"kind": kind}
+            )
 
     def find(self, project: str, model_id: str) -> ModelFiles:
         """Bring a model's files into the cache and say where they are.
@@ -105,6 +116,13 @@ def _copy(blobs: BlobStore, project: str, digest: str, target: Path) -> None:
     with target.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
             raise NotFound(f"blob {digest} in project {project} is damaged", resource=digest)
+
+
+def _kind(data: bytes) -> str:
+    try:
+        return str(json.loads(data)["kind"])[:40]
+    except (ValueError, KeyError, TypeError):
+        return "damaged record"
 
 
 def _unknown(model_id: str, names: list[str]) -> NotFound:

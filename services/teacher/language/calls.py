@@ -1,0 +1,130 @@
+"""The language half of TeacherService: which backend serves a model, and what models there are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+
+from stillhouse.teacher.v1 import teacher_pb2
+
+from services.common.blobs import BlobStore
+from services.common.catalogue import LanguageModel
+from services.common.errors import InvalidInput, NotFound, Precondition, StillhouseError
+from services.common.inputs import check_batch
+from services.common.interceptors import Context
+from services.common.model_records import LanguageModelRecord
+from services.common.names import join, parse
+from services.teacher.language.backend import LanguageBackend
+from services.teacher.language.local import LocalBackend
+from services.teacher.language.registry import LanguageRegistry
+from services.teacher.language.writing import Writers
+from services.teacher.settings import TeacherSettings
+from services.torch_common.language.files import ModelSource
+
+
+class LanguageCalls:
+    """Score, SampleTargets, Generate and the description of language models."""
+
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        source: ModelSource,
+        executor: ThreadPoolExecutor,
+        blobs: BlobStore,
+    ) -> None:
+        self._settings, self._source = settings, source
+        self._executor, self._blobs = executor, blobs
+        self._registry = LanguageRegistry(settings, source, executor)
+        self._writers = Writers(settings.max_generations, settings.max_queue_items)
+
+    def listed(self, project: str) -> Iterator[teacher_pb2.Model]:
+        """Yield every language model the project can use, none of them loaded. Blocking."""
+        for entry in self._source.catalogue:
+            if isinstance(entry, LanguageModel):
+                yield _listed(
+                    project, entry.id, entry.licence, entry.base or "", _backend_of(entry)
+                )
+        for model_id in self._blobs.list_refs(project, "models"):
+            try:
+                record = LanguageModelRecord.from_bytes(self._source.reference(project, model_id))
+            except StillhouseError:  # a head of a classifier, or gone in between
+                continue
+            yield _listed(project, model_id, record.licence, record.base, "transformers")
+
+    def knows(self, project: str, model_id: str) -> bool:
+        """Whether the name is one of a language model; False for an unknown one. Blocking."""
+        try:
+            self._source.check_language(project, model_id)
+        except (NotFound, Precondition):
+            return False
+        return True
+
+    async def describe(self, project: str, model_id: str) -> teacher_pb2.Model:
+        """The model's details; loads it. Raises NotFound."""
+        async with self._backend(project, model_id) as backend:
+            return await backend.describe(project)
+
+    async def score(
+        self, request: teacher_pb2.ScoreRequest, context: Context
+    ) -> teacher_pb2.ScoreResponse:
+        """See TeacherService.Score."""
+        check_batch(request.items, limit=self._settings.max_batch_items)
+        project, model_id = parse(request.model, "models", field="model")
+        async with self._backend(project, model_id) as backend:
+            return await backend.score(request, context.time_remaining())
+
+    async def sample_targets(
+        self, request: teacher_pb2.SampleTargetsRequest
+    ) -> teacher_pb2.SampleTargetsResponse:
+        """See TeacherService.SampleTargets."""
+        project, model_id = parse(request.model, "models", field="model")
+        async with self._backend(project, model_id) as backend:
+            return await backend.sample_targets(project, request)
+
+    async def generate(
+        self, request: teacher_pb2.GenerateRequest
+    ) -> AsyncGenerator[teacher_pb2.GenerateResponse, None]:
+        """See TeacherService.Generate."""
+        check_batch(request.items, limit=self._settings.max_batch_items)
+        project, model_id = parse(request.model, "models", field="model")
+        async with (
+            self._backend(project, model_id) as backend,
+            aclosing(backend.generate(request)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    async def canary(self, model_id: str) -> None:
+        """Run a small forward pass of a model through its queue."""
+        async with self._backend("default", model_id) as backend:
+            if isinstance(backend, LocalBackend):
+                await backend.canary()
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+    @asynccontextmanager
+    async def _backend(self, project: str, model_id: str) -> AsyncIterator[LanguageBackend]:
+        await asyncio.to_thread(self._source.check_language, project, model_id)
+        entry = self._registry.remote(project, model_id)
+        if entry is not None:
+            raise InvalidInput("openai", field="model")
+        async with self._registry.use(project, model_id) as served:
+            yield LocalBackend(served, self._settings, self._executor, self._blobs, self._writers)
+
+
+def _backend_of(entry: LanguageModel) -> str:
+    return "openai" if entry.loader == "openai" else "transformers"
+
+
+def _listed(
+    project: str, model_id: str, licence: str, base: str, backend: str
+) -> teacher_pb2.Model:
+    return teacher_pb2.Model(
+        name=join(project, "models", model_id),
+        kind=teacher_pb2.MODEL_KIND_LANGUAGE_MODEL,
+        licence=licence,
+        language_model=teacher_pb2.LanguageModelSpec(base=base, backend=backend),
+    )

@@ -1,0 +1,192 @@
+"""Language models by name: loaded when first asked for, adapters on shared bases, the least
+recently used put away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from services.common import logs
+from services.common.catalogue import LanguageModel
+from services.common.errors import Precondition
+from services.common.model_records import LanguageModelRecord
+from services.common.tensors import Array
+from services.teacher.language.batching import TokenBatcher
+from services.teacher.language.heads import Head
+from services.teacher.language.scoring import ScoreInput, score
+from services.teacher.settings import TeacherSettings
+from services.torch_common.language.files import ModelFiles, ModelSource
+from services.torch_common.language.loading import (
+    LoadedLanguageModel,
+    drop_adapter,
+    load_adapter,
+    load_folder,
+)
+
+R = TypeVar("R")
+_log = logs.get(__name__)
+Key = tuple[str, str, str]
+"""(project, model id, digest of its record and of what it stands on); project and digest are empty
+for the catalogue's."""
+
+
+@dataclass
+class ServedLanguageModel:
+    """A loaded model with its queue, and how many calls are using it now."""
+
+    key: Key
+    loaded: LoadedLanguageModel
+    head: Head
+    scores: TokenBatcher[ScoreInput, Array]
+    base: ServedLanguageModel | None = None
+    users: int = field(default=0, compare=False)
+
+
+class LanguageRegistry:
+    """Loads language models off the event loop, one at a time.
+
+    A model whose record has changed is another model: the record is read for every call.
+    """
+
+    def __init__(
+        self, settings: TeacherSettings, source: ModelSource, executor: ThreadPoolExecutor
+    ) -> None:
+        self._settings, self.source, self._executor = settings, source, executor
+        self._served: OrderedDict[Key, ServedLanguageModel] = OrderedDict()
+        self._loading = asyncio.Lock()
+
+    @asynccontextmanager
+    async def use(self, project: str, model_id: str) -> AsyncIterator[ServedLanguageModel]:
+        """A model that stays loaded while the block runs.
+
+        Raises NotFound for an unknown model or base, Precondition where an adapter does not fit its
+        base, InvalidInput for damaged files.
+        """
+        key = await asyncio.to_thread(self._key, project, model_id)
+        served = self._served.get(key)
+        if served is None:
+            async with self._loading:
+                served = self._served.get(key) or await self._load(key)
+        self._touch(served)
+        served.users += 1
+        try:
+            yield served
+        finally:
+            served.users -= 1
+
+    def remote(self, project: str, model_id: str) -> LanguageModel | None:
+        """The catalogue's entry where the model is in an OpenAI-compatible server."""
+        if model_id not in self.source.catalogue:
+            return None
+        entry = self.source.catalogue.language_model(model_id)
+        return entry if entry.loader == "openai" else None
+
+    def _key(self, project: str, model_id: str) -> Key:
+        if model_id in self.source.catalogue:
+            return "", model_id, ""
+        data = self.source.reference(project, model_id)
+        record = LanguageModelRecord.from_bytes(data)
+        under = repr(self._key(project, record.base)) if record.base else ""
+        return project, model_id, hashlib.sha256(data + under.encode()).hexdigest()
+
+    def _touch(self, served: ServedLanguageModel) -> None:
+        for one in (served.base, served):
+            if one is not None and one.key in self._served:
+                self._served.move_to_end(one.key)
+
+    async def _load(self, key: Key) -> ServedLanguageModel:
+        project, model_id, _ = key
+        files = await asyncio.to_thread(self.source.find, project or "default", model_id)
+        if files.base:
+            served = await self._load_adapter(key, files)
+        else:
+            await self._make_room()
+            served = await self._load_whole(key, files)
+        self._served[key] = served
+        _log.info("loaded", model=model_id, base=files.base, digest=served.loaded.digest)
+        await self._forget_older(key)
+        return served
+
+    async def _load_whole(self, key: Key, files: ModelFiles) -> ServedLanguageModel:
+        load = partial(
+            load_folder, files, device=self._settings.device, precision=self._settings.precision
+        )
+        loaded = await asyncio.to_thread(load)
+        head = Head(loaded.model, loaded.vocab_size)
+        await self._run(partial(head.check, loaded.model))
+        return ServedLanguageModel(key, loaded, head, self._queue(loaded, head))
+
+    async def _load_adapter(self, key: Key, files: ModelFiles) -> ServedLanguageModel:
+        base_key = await asyncio.to_thread(self._key, key[0] or "default", files.base)
+        base = self._served.get(base_key) or await self._load(base_key)
+        if base.base is not None:
+            raise Precondition(f"{files.model_id}: its base {files.base} is an adapter itself")
+        self._touch(base)
+        base.users += 1
+        try:
+            await self._drop_adapters(self._settings.max_adapters - 1)
+            # In the models' own thread: no forward pass may run while the base's layers change.
+            loaded = await self._run(partial(load_adapter, files, base.loaded))
+        finally:
+            base.users -= 1
+        return ServedLanguageModel(key, loaded, base.head, self._queue(loaded, base.head), base)
+
+    def _queue(self, loaded: LoadedLanguageModel, head: Head) -> TokenBatcher[ScoreInput, Array]:
+        settings = self._settings
+        return TokenBatcher(
+            partial(score, loaded, head),
+            self._executor,
+            name=loaded.model_id,
+            size=lambda item: len(item.ids),
+            budget=settings.max_batch_tokens,
+            wait_ms=settings.batch_wait_ms,
+            max_items=settings.max_queue_items,
+            max_tokens=settings.max_queue_tokens,
+        )
+
+    async def _run(self, work: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def _make_room(self) -> None:
+        """Put away whole models until there is room for one more; those in use stay."""
+        whole = [one for one in self._served.values() if one.base is None]
+        extra = len(whole) - self._settings.max_language_models + 1
+        for one in whole:
+            on_it = [other for other in self._served.values() if other.base is one]
+            if extra > 0 and not one.users and not any(other.users for other in on_it):
+                for gone in [*on_it, one]:
+                    del self._served[gone.key]
+                    _log.info("put away", model=gone.loaded.model_id)
+                extra -= 1
+
+    async def _drop_adapters(self, keep: int) -> None:
+        """Take adapters off their bases until `keep` are left; those in use stay."""
+        adapters = [one for one in self._served.values() if one.base is not None]
+        idle = [one for one in adapters if not one.users]
+        for one in idle[: max(0, len(adapters) - keep)]:
+            await self._drop(one)
+
+    async def _forget_older(self, key: Key) -> None:
+        """Put away what the same name stood for before."""
+        for one in list(self._served.values()):
+            for part in (one, one.base):
+                old = part is not None and part.key[:2] == key[:2] and part.key != key
+                if old and not one.users and one.key in self._served:
+                    await self._drop(one)
+
+    async def _drop(self, one: ServedLanguageModel) -> None:
+        del self._served[one.key]
+        twins = [
+            other for other in self._served.values() if other.loaded.digest == one.loaded.digest
+        ]
+        if one.base is not None and not twins:
+            await self._run(partial(drop_adapter, one.loaded))
+        _log.info("put away", model=one.loaded.model_id)
