@@ -21,6 +21,7 @@ _METRICS = {
     "kl_to_teacher": "KL to the teacher",
     "top1_agreement": "agrees with the teacher's first choice",
     "choice_accuracy": "right choices",
+    "choice_accuracy_sum": "right choices (summed)",
     "task_accuracy": "right answers",
 }
 _ARMS = {
@@ -112,6 +113,20 @@ def arms(report: dict[str, Any]) -> list[Arm]:
     for name, metrics in (report.get("references") or {}).items():
         found.append(Arm(f"{name} model", None, None, _figures(metrics), {}))
     return found
+
+
+def paired(report: dict[str, Any]) -> dict[str, Figure]:
+    """Return by metric how much the filter's examples gave beyond the random filter's, paired."""
+    return _figures(report.get("paired_random"))
+
+
+def coverage(report: dict[str, Any]) -> tuple[int, int] | None:
+    """Return how many groups of questions the kept prompts are about, of how many; or None."""
+    raw = report.get("fact_coverage")
+    if not isinstance(raw, dict):
+        return None
+    groups = _count(raw.get("groups"))
+    return (_count(raw.get("covered")) or 0, groups) if groups else None
 
 
 def rounds(report: dict[str, Any]) -> list[Round]:

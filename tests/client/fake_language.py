@@ -69,6 +69,8 @@ def tuneshift_report() -> dict[str, Any]:
             "threshold": 0.405,
         },
         "tau_counts": {"1.1": 80, "1.5": 60},
+        "paired_random": {"choice_accuracy": {"value": 0.12, "low": 0.04, "high": 0.2}},
+        "fact_coverage": {"groups": 160, "covered": 120, "share": 0.75},
         "curves": [{"run": "tuneshift/0", "step": s, "loss": 3 - s / 10} for s in (5, 10)],
     }
 

@@ -126,7 +126,15 @@ def test_a_tuneshift_job_is_what_its_flags_say(
         arms=["no_filter"],
         chat=True,
     )
-    for text in ("no filter", "tau 1.25", "0.600 [0.550, 0.650]", "58 of 90", "1.1: 80, 1.5: 60"):
+    for text in (
+        "no filter",
+        "tau 1.25",
+        "0.600 [0.550, 0.650]",
+        "58 of 90",
+        "1.1: 80, 1.5: 60",
+        "0.120 [0.040, 0.200]",
+        "120 of 160 groups",
+    ):
         assert text in result.out
 
 

@@ -27,7 +27,13 @@ def test_the_page_of_a_tuneshift_job_is_whole_by_itself(
     assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', html) == []
     assert "&lt;b&gt;odd" in html
     assert "<b>odd" not in html
-    for text in ("0.600 [0.550, 0.650]", "Kept per round", "Gained log-probability", "1.1: 80"):
+    for text in (
+        "0.600 [0.550, 0.650]",
+        "Kept per round",
+        "Gained log-probability",
+        "1.1: 80",
+        "0.120 [0.040, 0.200]",
+    ):
         assert text in html
     with Image.open(tmp_path / "out" / "report.png") as picture:
         assert picture.width > 1000

@@ -71,9 +71,9 @@ describe("jobs", () => {
     expect(specOf(job(shift))).toEqual(shift);
     expect(specOf(job({}))).toBeUndefined();
     expect(stageTitle("fit", "tuneshift")).toBe("Train the model");
-    expect(stagesOf(job(shift, [stage("publish", true), stage("own", false)]))).toEqual(["check", "rounds", "review", "fit", "publish", "own"]);
-    expect(stagesOf(job({ language: { mode: "LANGUAGE_MODE_SEQUENCE_LEVEL" } }))).toEqual(["check", "answers", "fit", "publish"]);
-    expect(stagesOf(job({ language: {} }, [stage("ingest", true)]))).toEqual(["ingest", "check", "targets", "fit", "publish"]);
+    expect(stagesOf(job(shift, [stage("publish", true), stage("own", false)]))).toEqual(["ingest", "check", "estimate", "rounds", "review", "fit", "publish", "own"]);
+    expect(stagesOf(job({ language: { mode: "LANGUAGE_MODE_SEQUENCE_LEVEL" } }))).toEqual(["ingest", "check", "estimate", "answers", "fit", "publish"]);
+    expect(stagesOf(job({ language: {} }, [stage("ingest", true)]))).toEqual(["ingest", "check", "estimate", "targets", "fit", "publish"]);
   });
 
   it("wait for a review once all before it is done", () => {

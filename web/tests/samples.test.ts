@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
 
-import { after, arrange, countStates, histogram, isKept, perplexity, thresholdOf, type Sample } from "../src/lib/setup/samples";
+import { after, arrange, changes, countStates, gapOf, histogram, isKept, perplexity, thresholdOf, type Sample } from "../src/lib/setup/samples";
 
 const sample = (id: number, change: Partial<Sample> = {}): Sample => ({
   sampleId: `1-${id}`, prompt: `prompt ${id}`, answer: `answer ${id}`, round: 1, offDomain: false, tunedPerplexity: 2, basePerplexity: 4, nllGap: Math.log(2),
@@ -28,10 +28,13 @@ describe("arrange", () => {
 describe("a verdict", () => {
   it("restores what the filter dropped and drops what was kept", () => {
     expect(after("SAMPLE_STATE_KEPT", "drop")).toBe("SAMPLE_STATE_DROPPED");
-    expect(after("SAMPLE_STATE_RESTORED", "drop")).toBe("SAMPLE_STATE_DROPPED");
+    expect(after("SAMPLE_STATE_RESTORED", "drop")).toBe("SAMPLE_STATE_FILTERED");
     expect(after("SAMPLE_STATE_FILTERED", "drop")).toBe("SAMPLE_STATE_FILTERED");
     expect(after("SAMPLE_STATE_FILTERED", "keep")).toBe("SAMPLE_STATE_RESTORED");
     expect(after("SAMPLE_STATE_DROPPED", "keep")).toBe("SAMPLE_STATE_KEPT");
+    expect(changes(sample(1, { state: "SAMPLE_STATE_FILTERED" }), "keep")).toBe(true);
+    expect(changes(sample(1, { state: "SAMPLE_STATE_FILTERED", answer: " " }), "keep")).toBe(false);
+    expect(changes(sample(1), "keep")).toBe(false);
     expect(isKept("SAMPLE_STATE_RESTORED")).toBe(true);
     expect(countStates([sample(1), sample(2, { state: "SAMPLE_STATE_FILTERED" })])).toMatchObject({ SAMPLE_STATE_KEPT: 1, SAMPLE_STATE_FILTERED: 1, SAMPLE_STATE_DROPPED: 0 });
   });
@@ -40,7 +43,9 @@ describe("a verdict", () => {
 describe("histogram", () => {
   it("counts everything once, with tau on it and outliers at the ends", () => {
     const many = Array.from({ length: 400 }, (_, at) => sample(at, { nllGap: at / 400, offDomain: at % 4 === 0 }));
-    const found = histogram([...many, sample(999, { nllGap: 50 }), sample(998, { nllGap: NaN })], Math.log(1.5))!;
+    const odd = [sample(999, { nllGap: 50 }), sample(998, { nllGap: NaN }), sample(997, { tunedPerplexity: 0, nllGap: 0 })];
+    const found = histogram([...many, ...odd], Math.log(1.5))!;
+    expect(odd.map(gapOf)).toEqual(["50.00", "–", "–"]);
     expect(found.inside.reduce((a, b) => a + b) + found.outside.reduce((a, b) => a + b)).toBe(401);
     expect(found.low).toBeLessThan(0.405);
     expect(found.low + found.step * found.inside.length).toBeLessThan(2);

@@ -58,6 +58,7 @@ def print_report(report: dict[str, Any]) -> None:
     """Print the tables of a language or tuneshift job's report."""
     if "arms" in report:
         _print_arms(report)
+        _print_paired(report)
         _print_rounds(report)
         return
     rows = [
@@ -115,6 +116,14 @@ def _print_arms(report: dict[str, Any]) -> None:
     columns = [f"#{job_report.metric_name(metric)}" for metric in metrics]
     if rows:
         output.table(["trained on", "#examples", "#tokens", *columns], rows)
+
+
+def _print_paired(report: dict[str, Any]) -> None:
+    for metric, figure in job_report.paired(report).items():
+        name = job_report.metric_name(metric)
+        output.say(f"filter beyond random filter, paired  {name}: {_figure(figure)}")
+    if found := job_report.coverage(report):
+        output.say(f"kept prompts are about {found[0]} of {found[1]} groups of questions")
 
 
 def _print_rounds(report: dict[str, Any]) -> None:

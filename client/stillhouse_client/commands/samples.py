@@ -94,13 +94,14 @@ def _with_stdin(ids: list[str]) -> list[str]:
 
 def _row(sample: pb.JobSample) -> tuple[str, ...]:
     state = pb.SampleState.Name(sample.state).removeprefix("SAMPLE_STATE_").lower()
+    scored = sample.base_perplexity > 0 and sample.tuned_perplexity > 0
     return (
         sample.sample_id,
         f"{state}: {sample.reason}" if sample.reason else state,
         output.one_line(sample.prompt),
         output.one_line(sample.answer),
-        f"{sample.base_perplexity:.3g} / {sample.tuned_perplexity:.3g}",
-        f"{sample.nll_gap:+.2f}",
+        f"{sample.base_perplexity:.3g} / {sample.tuned_perplexity:.3g}" if scored else "-",
+        f"{sample.nll_gap:+.2f}" if scored else "-",
     )
 
 

@@ -92,7 +92,7 @@ def _curve_panels(report: dict[str, Any]) -> list[Panel]:
     curves = job_report.curves(report)
     found = []
     for series in dict.fromkeys(name for run in curves.values() for name in run):
-        if series == "learning_rate":
+        if series in ("learning_rate", "tokens_per_s"):
             continue
         lines = {run: points[series] for run, points in curves.items() if series in points}
         title = _capital(series.replace("heldout_", "held-out ").replace("_", " "))
@@ -115,6 +115,8 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
         arms=arms,
         metrics=job_report.metrics_of(arms),
         measures=[] if arms else job_report.measures(report),
+        paired=job_report.paired(report),
+        coverage=job_report.coverage(report),
         rounds=job_report.rounds(report),
         tau_counts=report.get("tau_counts") or {},
         panels=[(panel, _svg(panel)) for panel in found],

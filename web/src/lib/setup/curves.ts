@@ -5,9 +5,9 @@ export type Point = [step: number, value: number];
 export type Curves = Readonly<Record<string, Readonly<Record<string, readonly Point[]>>>>;
 
 const MOST_POINTS = 2000;
-/** What is drawn, in this order; everything else that comes, learning rates apart, follows. */
+/** What is drawn, in this order; everything else that comes follows, but for what is no measure of learning. */
 const FIRST = ["loss", "heldout_cross_entropy"];
-const LEFT_OUT = new Set(["learning_rate"]);
+const LEFT_OUT = new Set(["learning_rate", "tokens_per_s"]);
 
 interface Event {
   metrics?: Record<string, number> | undefined;

@@ -155,15 +155,10 @@ function expected(job: DistillationJob): string[] {
     case "teacherHead":
       return ["ingest", "check", "features", "fit", "publish"];
     case "tuneshift":
-      return ["check", "rounds", ...(job.tuneshift?.review ? ["review"] : []), "fit", "publish"];
+      return ["ingest", "check", "estimate", "rounds", ...(job.tuneshift?.review ? ["review"] : []), "fit", "publish"];
     case "language":
-      return ["check", ...signal(job.language?.mode), "fit", "publish"];
+      return ["ingest", "check", "estimate", job.language?.mode === "LANGUAGE_MODE_SEQUENCE_LEVEL" ? "answers" : "targets", "fit", "publish"];
   }
-}
-
-function signal(mode: string | undefined): string[] {
-  if (mode === "LANGUAGE_MODE_SEQUENCE_LEVEL") return ["answers"];
-  return mode === "LANGUAGE_MODE_ON_POLICY" || mode === "LANGUAGE_MODE_SUPERVISED" ? [] : ["targets"];
 }
 
 const STATES: Record<string, string> = {

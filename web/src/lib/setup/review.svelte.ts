@@ -2,7 +2,7 @@
 
 import { newId } from "../api/students";
 import * as calls from "./calls";
-import { after, countStates, type Sample, type Verdict } from "./samples";
+import { after, changes, countStates, type Sample, type Verdict } from "./samples";
 
 const PAUSE_MS = 3000;
 /** The gateway takes so many ids in a call. */
@@ -49,7 +49,7 @@ export class Review {
   /** Drops or keeps samples; what is on show changes once the gateway has agreed. */
   async judge(ids: readonly string[], verdict: Verdict): Promise<void> {
     const wanted = new Set(ids);
-    const changed = this.samples.filter((one) => wanted.has(one.sampleId) && after(one.state, verdict) !== one.state);
+    const changed = this.samples.filter((one) => wanted.has(one.sampleId) && changes(one, verdict));
     const names = changed.map((one) => one.sampleId);
     await this.act(async () => {
       for (let at = 0; at < names.length; at += MOST_IDS) {

@@ -24,10 +24,20 @@ export const isKept = (state: SampleState): boolean => state === "SAMPLE_STATE_K
 
 /** Returns the state of a sample after a verdict, as the gateway will say it. */
 export function after(state: SampleState, verdict: Verdict): SampleState {
-  if (verdict === "drop") return isKept(state) ? "SAMPLE_STATE_DROPPED" : state;
+  if (verdict === "drop") return DROPPED[state] ?? state;
   if (state === "SAMPLE_STATE_DROPPED") return "SAMPLE_STATE_KEPT";
   return state === "SAMPLE_STATE_FILTERED" ? "SAMPLE_STATE_RESTORED" : state;
 }
+
+const DROPPED: Partial<Record<SampleState, SampleState>> = { SAMPLE_STATE_KEPT: "SAMPLE_STATE_DROPPED", SAMPLE_STATE_RESTORED: "SAMPLE_STATE_FILTERED" };
+
+/** Returns whether a verdict changes a sample; one without an answer cannot be kept. */
+export function changes(sample: Sample, verdict: Verdict): boolean {
+  return after(sample.state, verdict) !== sample.state && (verdict === "drop" || sample.answer.trim() !== "");
+}
+
+/** Returns whether both models have scored a sample's answer. */
+const isScored = (sample: Sample): boolean => sample.tunedPerplexity > 0 && sample.basePerplexity > 0 && Number.isFinite(sample.nllGap);
 
 /** Returns how many samples are in each state. */
 export function countStates(samples: readonly Sample[]): Record<Shown, number> {
@@ -72,7 +82,8 @@ const SPREAD = 0.01;
 
 /** Returns the histogram of the gap, without the outermost hundredth on each side; undefined where there is none. */
 export function histogram(samples: readonly Sample[], threshold: number | undefined): Histogram | undefined {
-  const gaps = samples.map((one) => one.nllGap).filter(Number.isFinite).sort((a, b) => a - b);
+  const scored = samples.filter(isScored);
+  const gaps = scored.map((one) => one.nllGap).sort((a, b) => a - b);
   if (gaps.length < 2) return undefined;
   const at = (share: number): number => gaps[Math.round(share * (gaps.length - 1))]!;
   const low = Math.min(at(SPREAD), threshold ?? Infinity);
@@ -80,8 +91,7 @@ export function histogram(samples: readonly Sample[], threshold: number | undefi
   if (high <= low) return undefined;
   const step = (high - low) / BINS;
   const made: Histogram = { low, step, inside: new Array<number>(BINS).fill(0), outside: new Array<number>(BINS).fill(0) };
-  for (const { nllGap, offDomain } of samples) {
-    if (!Number.isFinite(nllGap)) continue;
+  for (const { nllGap, offDomain } of scored) {
     const bin = Math.min(BINS - 1, Math.max(0, Math.floor((nllGap - low) / step)));
     (offDomain ? made.outside : made.inside)[bin]! += 1;
   }
@@ -93,6 +103,9 @@ export function thresholdOf(filter: { tau?: number; byDifference?: boolean } | u
   return filter?.byDifference ? undefined : Math.log(filter?.tau || DEFAULT_TAU);
 }
 const DEFAULT_TAU = 1.5;
+
+/** Returns the gap of a sample's answer; a dash where it was not scored. */
+export const gapOf = (sample: Sample): string => (isScored(sample) ? sample.nllGap.toFixed(2).replace("-", "−") : "–");
 
 /** Returns a perplexity with about three digits. */
 export function perplexity(value: number): string {
