@@ -58,11 +58,11 @@ def make_model(*, layers: int = 3, seed: int = 0, vocab: int = 264):
     return LlamaForCausalLM(config).eval()
 
 
-def make_teacher():
+def make_teacher(*, sure: float = 30):
     """A random Llama that is sure of what it says."""
     teacher = make_model(layers=2, seed=7)
     with torch.no_grad():
-        teacher.get_output_embeddings().weight.mul_(30)
+        teacher.get_output_embeddings().weight.mul_(sure)
     return teacher
 
 

@@ -256,6 +256,21 @@ def test_evaluate_only_trains_nothing(run, blobs, exam):
     assert len(report["items"]["before"]["task_accuracy"]) == 6
 
 
+def test_measuring_the_untrained_model_can_be_left_out(run, blobs, exam):
+    texts = suite.put_records(blobs, suite.texts())
+    again = student_pb2.LanguageEvaluation()
+    again.CopyFrom(exam)
+    again.skip_before = True
+    options = suite.training(max_steps=2)
+    asked = suite.request("arm", text_shards=[texts], training=options, evaluation=again)
+    report = report_of(blobs, run(asked))
+    assert report["before"] == report["change"] == {}
+    assert set(report["after"]) == {"cross_entropy", "choice_accuracy", "choice_accuracy_sum"}
+    assert all(
+        set(q) == {"metric", "record_id", "group", "correct_after"} for q in report["questions"]
+    )
+
+
 def replace_exam(exam, tasks) -> student_pb2.LanguageEvaluation:
     made = student_pb2.LanguageEvaluation()
     made.CopyFrom(exam)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,15 @@ from services.student.language.data import (
 )
 from services.student.language.evaluation import Examinee, cross_entropies, take
 from services.student.language.measures import Item, Measured
+from services.student.language.on_policy import open_teacher, pack_prompts
 from services.student.language.options import TrainingOptions, read_options
 from services.student.language.plan import plan_steps
 from services.student.language.reports import make_report
 from services.student.language.requests import check_language
 from services.student.language.students import LanguageStudent
-from services.student.language.training import Course, Progress, fit
+from services.student.language.training import Course, Progress, Teach, fit
 from services.student.recipes import Training
-from services.torch_common.language.packing import PackedSequence, pack
+from services.torch_common.language.packing import Packed, PackedSequence, pack
 
 HELDOUT_SEQUENCES = 64
 """Held-out sequences measured during training; all of them are measured before and after."""
@@ -52,6 +53,7 @@ class _Data:
     replay: list[PackedSequence]
     bank: TargetBank | None
     skipped: list[str]
+    teach: Teach | None = None
 
 
 def train_language(
@@ -80,7 +82,9 @@ def _train(
     def measure(who: Examinee, when: str) -> dict[str, list[Item]]:
         return take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
 
-    before = _kept(training, "before", lambda: measure(student.examinee, "before training"))
+    before: Measured = {}
+    if recipe.evaluate_only or not recipe.evaluation.skip_before:
+        before = _kept(training, "before", lambda: measure(student.examinee, "before training"))
     if data is None:
         report = make_report(before, None, None, _notes(recipe, student, exam.skipped, None))
         return student_pb2.LanguageModelResult(report=_put(training, report))
@@ -125,6 +129,7 @@ def _fit(
         bank=data.bank,
         steps=steps,
         heldout=heldout if some else None,
+        teach=data.teach,
         kind=data.bank.kind if data.bank else "top_k",
     )
     training.progress("training", 0, len(steps))
@@ -138,6 +143,8 @@ def _read(
     student: LanguageStudent,
 ) -> _Data:
     """The sequences to train on. Raises InvalidInput, Precondition before any work is done."""
+    if recipe.HasField("on_policy"):
+        return _read_prompts(training, recipe, options, student)
     blobs, project = training.blobs, training.project
     longest = min(options.sequence_length, student.context_length)
     encoder = student.loaded.encoder
@@ -150,9 +157,48 @@ def _read(
         stored = bank.sequences(student.vocab_size)
         found = _matched(found, bank) if found else stored
     check_sequences(found, student.context_length, "text_shards")
-    other = read_records(blobs, project, recipe.replay_shards, field="replay_shards")
-    replay = pack(other, encoder, longest)
+    replay = _read_replay(training, recipe, options, student)
     return _Data(found, replay.sequences, bank, skipped + replay.skipped)
+
+
+def _read_prompts(
+    training: Training,
+    recipe: student_pb2.LanguageRecipe,
+    options: TrainingOptions,
+    student: LanguageStudent,
+) -> _Data:
+    """The prompts to answer, and the teacher that scores answers."""
+    blobs, project, encoder = training.blobs, training.project, student.loaded.encoder
+    records = read_records(blobs, project, recipe.text_shards, field="text_shards")
+    found, skipped = pack_prompts(records, encoder, student.context_length)
+    check_sequences(found, student.context_length, "text_shards")
+    replay = _read_replay(training, recipe, options, student)
+    teacher = open_teacher(
+        recipe,
+        encoder,
+        student.loaded.tokenizer_digest,
+        address=training.surroundings.teacher_address,
+        max_message_bytes=training.surroundings.max_message_bytes,
+        temperature=options.loss.temperature,
+        dtype=student.dtype,
+        seed=options.seed,
+    )
+    known = frozenset(one.digest for one in replay.sequences)
+    teach = replace(teacher, replay=known)
+    return _Data(found, replay.sequences, None, skipped + replay.skipped, teach)
+
+
+def _read_replay(
+    training: Training,
+    recipe: student_pb2.LanguageRecipe,
+    options: TrainingOptions,
+    student: LanguageStudent,
+) -> Packed:
+    """The replay's sequences."""
+    refs = recipe.replay_shards
+    records = read_records(training.blobs, training.project, refs, field="replay_shards")
+    longest = min(options.sequence_length, student.context_length)
+    return pack(records, student.loaded.encoder, longest)
 
 
 def check_bank(bank: TargetBank, options: TrainingOptions) -> None:

@@ -25,7 +25,8 @@ def make_report(
     if after is not None:
         report["after"] = estimates(after)
         report["items"]["after"] = as_json(after)
-        report["change"] = {name: change(before[name], items) for name, items in after.items()}
+        paired = [name for name in after if name in before]
+        report["change"] = {name: change(before[name], after[name]) for name in paired}
     if progress is not None:
         report |= {
             "curves": [{"run": "", **point} for point in progress.curves],
@@ -39,18 +40,17 @@ def make_report(
 
 
 def _questions(before: Measured, after: Measured | None) -> list[dict[str, Any]]:
-    """Each question that is right or wrong, before and, where there is one, after."""
+    """Each question that is right or wrong: before, after, or both, as far as it was measured."""
     found = []
+    measured = {"correct_before": before, "correct_after": after or {}}
     for metric in _JUDGED:
-        second = None if after is None else after.get(metric)
-        for at, item in enumerate(before.get(metric, ())):
+        known = {when: items[metric] for when, items in measured.items() if metric in items}
+        for same in zip(*known.values(), strict=True):
             question: dict[str, Any] = {
                 "metric": metric,
-                "record_id": item.id,
-                "group": item.group,
-                "correct_before": bool(item.value),
+                "record_id": same[0].id,
+                "group": same[0].group,
             }
-            if second is not None:
-                question["correct_after"] = bool(second[at].value)
+            question |= {when: bool(one.value) for when, one in zip(known, same, strict=True)}
             found.append(question)
     return found

@@ -72,6 +72,11 @@ def _check_on_policy(recipe: student_pb2.LanguageRecipe) -> None:
     asked = recipe.on_policy
     if not recipe.text_shards:
         raise InvalidInput("text_shards: on_policy needs their prompts", field="text_shards")
+    if recipe.target_shards:
+        raise InvalidInput(
+            "on_policy: the teacher is asked in every step; leave target_shards out",
+            field="target_shards",
+        )
     if not asked.teacher:
         raise InvalidInput("on_policy.teacher: required", field="on_policy.teacher")
     if not 0 <= asked.student_share <= 1:

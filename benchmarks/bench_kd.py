@@ -1,0 +1,294 @@
+"""How much of distillation's gain sparse stored targets keep, and what they cost, on a real model.
+
+The student is every second layer of SmolLM2-135M, the teacher all of it, the text are State of the
+Union addresses. Four students get the same sequences in the same order, the same steps and rates:
+
+- `ce`: plain cross-entropy to the text;
+- `full`: forward KL to the teacher's whole distribution, computed in every step;
+- `sparse`: RS-KD, forward KL to stored draws, 40 bytes a token at most, everything counted;
+- `topk`: the teacher's most probable ids at the same bytes, scaled to sum to 1.
+
+gain_share = (CE_ce - CE_sparse) / (CE_ce - CE_full) on held-out speeches, with a 95 % bootstrap
+interval over sequences and seeds. step_ratio is the median of sparse step / plain step, taken side
+by side: reading targets, forward, loss, backward and optimizer. The last line is one JSON object.
+
+    python -m benchmarks.bench_kd [--steps 60] [--seeds 2] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.common.blobs import BlobStore
+from services.common.catalogue import load_catalogue
+from services.common.fetch import ensure
+from services.common.settings import ModelSettings
+from services.common.targets import TargetShard
+from services.common.texts import TextRecord
+from services.student.language.data import Batch, TargetBank, collate
+from services.student.language.evaluation import Examinee, Named, cross_entropies
+from services.student.language.losses import cross_entropy, divergence
+from services.student.language.objective import target_logits
+from services.student.language.plan import plan_steps
+from services.student.language.sparse_losses import SparseTargets, sampled_cross_entropy
+from services.teacher.language.heads import Head
+from services.teacher.language.targets import TargetOptions, sparse_targets
+from services.torch_common.language.files import ModelSource
+from services.torch_common.language.loading import (
+    LoadedLanguageModel,
+    keep_layers,
+    load_language_model,
+)
+from services.torch_common.language.packing import PackedSequence, pack
+
+Arm = Literal["ce", "full", "sparse", "topk"]
+ARMS: tuple[Arm, ...] = ("ce", "full", "sparse", "topk")
+MODEL, TEXT = "smollm2-135m", "sotu-text"
+SEQUENCE_LENGTH, BATCH, THREADS = 256, 4, 2
+BYTES_PER_TOKEN = 40.0
+RATE, WARMUP_SHARE = 1e-3, 0.1
+HELDOUT = 48
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sequences of 256 tokens, of different speeches each."""
+
+    train: list[PackedSequence]
+    heldout: list[PackedSequence]
+
+
+@dataclass
+class Student:
+    """One arm in training, and the seconds of each of its steps."""
+
+    arm: Arm
+    model: Any
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    seconds: list[float]
+
+
+def read_speeches() -> list[str]:
+    """The speeches in order of time."""
+    found = ensure(load_catalogue().get(TEXT), ModelSettings().cache_dir)
+    paths = sorted(found.rglob("*.txt")) if found.is_dir() else [found]
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def make_corpus(speeches: Sequence[str], loaded: LoadedLanguageModel, train: int) -> Corpus:
+    """Every tenth speech is held out; sequences are a fixed random choice."""
+
+    def choose(texts: Sequence[str], count: int) -> list[PackedSequence]:
+        records = [TextRecord(str(at), text=text) for at, text in enumerate(texts)]
+        found = pack(records, loaded.encoder, SEQUENCE_LENGTH).sequences[:-1]
+        order = np.random.default_rng(0).permutation(len(found))[:count]
+        return [found[i] for i in order]
+
+    kept = [text for at, text in enumerate(speeches) if at % 10 != 5]
+    held = [text for at, text in enumerate(speeches) if at % 10 == 5]
+    return Corpus(choose(kept, train), choose(held, HELDOUT))
+
+
+def store(
+    loaded: LoadedLanguageModel, sequences: Sequence[PackedSequence], options: TargetOptions
+) -> TargetBank:
+    """Targets as TeacherService.SampleTargets stores them."""
+    head = Head(loaded.model, loaded.vocab_size)
+    found = []
+    for at in range(0, len(sequences), 8):
+        found += sparse_targets(loaded, head, sequences[at : at + 8], options)
+    data = TargetShard.encode(found, kind=options.kind)
+    return TargetBank([TargetShard.from_bytes(data)])
+
+
+def make_student(arm: Arm, teacher: Any, steps: int, rate: float) -> Student:
+    """A fresh copy of every second layer of the teacher, weights in float32."""
+    layers = range(0, int(teacher.config.num_hidden_layers), 2)
+    model = keep_layers(teacher, list(layers)).float().train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
+    warmup = max(1, math.ceil(WARMUP_SHARE * steps))
+
+    def at(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, at)
+    return Student(arm, model, optimizer, schedule, [])
+
+
+def renormalised(targets: SparseTargets) -> SparseTargets:
+    """Weights of each row scaled to sum to 1."""
+    sums = torch.zeros_like(targets.tail).index_add(0, targets.row, targets.weight)
+    return replace(targets, weight=targets.weight / sums[targets.row])
+
+
+def loss_of(arm: Arm, logits: Tensor, batch: Batch, whole: Tensor | None) -> Tensor:
+    """The loss of an arm; `whole` are the teacher's logits."""
+    if arm == "ce":
+        return cross_entropy(logits, batch.labels)
+    if arm == "full":
+        assert whole is not None
+        return divergence("forward_kl", logits, whole)
+    assert batch.targets is not None
+    targets = batch.targets if arm == "sparse" else renormalised(batch.targets)
+    return sampled_cross_entropy(logits, targets)
+
+
+def step(
+    student: Student,
+    sequences: Sequence[PackedSequence],
+    bank: TargetBank | None,
+    whole: Tensor | None,
+) -> None:
+    """One optimizer step, timed."""
+    start_s = time.perf_counter()
+    batch = collate(sequences, bank)
+    logits = target_logits(student.model, batch, dtype=torch.bfloat16)
+    loss_of(student.arm, logits, batch, whole).backward()
+    torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
+    student.optimizer.step()
+    student.schedule.step()
+    student.optimizer.zero_grad(set_to_none=True)
+    student.seconds.append(time.perf_counter() - start_s)
+
+
+def train(
+    loaded: LoadedLanguageModel,
+    corpus: Corpus,
+    banks: dict[Arm, TargetBank],
+    arms: Sequence[Arm],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+) -> list[Student]:
+    """Train the arms side by side; who goes first changes from step to step."""
+    students = [make_student(arm, loaded.model, steps, rate) for arm in arms]
+    lengths = np.full(len(corpus.train), SEQUENCE_LENGTH)
+    none = np.zeros(0, np.int64)
+    order = plan_steps(lengths, none, steps=steps, batch=BATCH, replay_share=0.0, seed=seed)
+    for at, places in enumerate(order):
+        sequences = [corpus.train[i] for i in places]
+        whole = None
+        if "full" in arms:
+            with torch.no_grad():
+                whole = target_logits(loaded.model, collate(sequences), dtype=torch.bfloat16)
+        for student in np.roll(np.array(students, dtype=object), at):
+            step(student, sequences, banks.get(student.arm), whole)
+        if (at + 1) % max(1, steps // 5) == 0:
+            print(f"seed {seed}, step {at + 1} of {steps}", flush=True)
+    return students
+
+
+def measure(loaded: LoadedLanguageModel, model: Any, corpus: Corpus) -> np.ndarray[Any, Any]:
+    """Cross-entropy per token of each held-out sequence, [HELDOUT] nats."""
+    named = [Named(str(at), str(at), one) for at, one in enumerate(corpus.heldout)]
+    who = Examinee(model.eval(), loaded.encoder, torch.bfloat16)
+    return np.array([item.value / item.count for item in cross_entropies(who, named)])
+
+
+def share(losses: dict[Arm, np.ndarray[Any, Any]], arm: Arm) -> tuple[float, float, float]:
+    """(CE_ce - CE_arm) / (CE_ce - CE_full) of losses [seeds, sequences], with its interval."""
+
+    def of(seeds: Any, items: Any) -> float:
+        mean = {name: float(found[seeds][:, items].mean()) for name, found in losses.items()}
+        return (mean["ce"] - mean[arm]) / (mean["ce"] - mean["full"])
+
+    seeds, items = losses["ce"].shape
+    rng = np.random.default_rng(0)
+    drawn = [of(rng.integers(0, seeds, seeds), rng.integers(0, items, items)) for _ in range(DRAWS)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return of(np.arange(seeds), np.arange(items)), float(low), float(high)
+
+
+def step_ratio(runs: Sequence[Sequence[Student]]) -> float:
+    """Median over steps of sparse seconds / plain seconds, the first steps left out."""
+    ratios: list[float] = []
+    for students in runs:
+        by_arm = {student.arm: student.seconds[2:] for student in students}
+        ratios += [a / b for a, b in zip(by_arm["sparse"], by_arm["ce"], strict=True)]
+    return float(np.median(ratios))
+
+
+def main() -> None:
+    """Run, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--quick", action="store_true", help="4 steps, one seed")
+    args = parser.parse_args()
+    steps, seeds = (4, 1) if args.quick else (args.steps, args.seeds)
+    torch.set_num_threads(THREADS)
+    began_s = time.monotonic()
+    settings = ModelSettings()
+    source = ModelSource(load_catalogue(), BlobStore(settings.blob_url), settings.cache_dir)
+    loaded = load_language_model(source, "default", MODEL, precision="bfloat16")
+    corpus = make_corpus(read_speeches(), loaded, steps * BATCH)
+    losses: dict[Arm, list[Any]] = {arm: [] for arm in ARMS}
+    runs, stored = [], 0.0
+    for seed in range(seeds):
+        options = TargetOptions(kind="sampled", bytes_per_token=BYTES_PER_TOKEN, seed=seed)
+        banks: dict[Arm, TargetBank] = {
+            "sparse": store(loaded, corpus.train, options),
+            "topk": store(loaded, corpus.train, replace(options, kind="top_k")),
+        }
+        stored = max(stored, banks["sparse"].bytes_per_token)
+        made = train(loaded, corpus, banks, ARMS, steps=steps, rate=args.rate, seed=seed)
+        runs.append(made)
+        for student in made:
+            losses[student.arm].append(measure(loaded, student.model, corpus))
+            print(f"seed {seed} {student.arm:7} {losses[student.arm][-1].mean():.4f}", flush=True)
+            student.model = None
+    found = {arm: np.stack(rows) for arm, rows in losses.items()}
+    report(found, runs, stored, measure(loaded, loaded.model, corpus), began_s)
+
+
+def report(
+    found: dict[Arm, np.ndarray[Any, Any]],
+    runs: Sequence[Sequence[Student]],
+    stored: float,
+    teacher: np.ndarray[Any, Any],
+    began_s: float,
+) -> None:
+    """The table and the JSON line."""
+    print(f"teacher {teacher.mean():.4f} nats a token, held out")
+    shares = {arm: share(found, arm) for arm in ("sparse", "topk")}
+    for arm in ARMS:
+        print(f"{arm:7} {found[arm].mean():.4f}")
+    for arm, (value, low, high) in shares.items():
+        print(f"{arm:7} keeps {value:.3f} of the gain ({low:.3f} to {high:.3f})")
+    (value, low, high), ratio = shares["sparse"], step_ratio(runs)
+    print(f"step ratio {ratio:.3f}, {stored:.1f} bytes a token")
+    result = {
+        "bench": "kd",
+        "gain_share": value,
+        "gain_share_low": low,
+        "gain_share_high": high,
+        "topk_gain_share": shares["topk"][0],
+        "step_ratio": ratio,
+        "bytes_per_token": stored,
+        "cross_entropy": {arm: float(found[arm].mean()) for arm in ARMS},
+        "teacher_cross_entropy": float(teacher.mean()),
+        "seeds": len(runs),
+        "steps": len(runs[0][0].seconds),
+        "seconds": time.monotonic() - began_s,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
