@@ -122,4 +122,6 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
 
     async def _message(self, row: JobRow) -> pb.DistillationJob:
         event = await asyncio.to_thread(records.last_event, self._tools.store, row.pk)
+        if event is not None and event.state in records.FINAL and row.state != event.state:
+            row = await self._row(records.name_of(row))  # it ended between the two reads
         return records.to_message(row, event)

@@ -54,12 +54,12 @@ class Made(TypedDict):
 
 
 class Fitted(TypedDict):
-    """All runs, the job's own first; its model; and what base and tuned measured."""
+    """All runs, the job's own first; its model; and what models measured that are not trained."""
 
     runs: list[Run]
     model: Trained
     references: dict[str, str]
-    """Digests of reports, by role."""
+    """Digests of reports by role: `target` (untrained), `base`, `tuned`."""
 
 
 async def tuneshift_job(job: Job) -> dict[str, str]:
@@ -105,13 +105,14 @@ async def rounds(job: Job, plan: TuneShiftPlan) -> Made:
 
 
 async def fit(job: Job, plan: TuneShiftPlan, made: Made) -> Fitted:
-    """Train the target on every arm, with every seed, and measure base and tuned beside it."""
+    """Train the target on every arm, with every seed; measure base and tuned beside it."""
     decided = await asyncio.to_thread(decisions, job.tools.store, job.pk)
     own, style = await samples_of(job, made["own"]), await samples_of(job, made["style"])
     arms = await build_arms(job, plan, own, style, decided)
     measured = await _measured(job, plan)
     replay = await _replay(job, plan)
     steps = steps_of(job.spec.tuneshift.training, arms[0].count, with_replay=bool(replay))
+    references = await _references(job, plan, measured)
     runs: list[Run] = []
     model: Trained | None = None
     for arm in arms:
@@ -131,7 +132,6 @@ async def fit(job: Job, plan: TuneShiftPlan, made: Made) -> Fitted:
                 )
             )
     assert model is not None
-    references = await _references(job, plan, measured)
     return Fitted(runs=runs, model=model, references=references)
 
 
@@ -147,7 +147,7 @@ async def publish(job: Job, plan: TuneShiftPlan, made: Made, fitted: Fitted) -> 
         role: await read_report(job, Trained(blobs={"report": one}))
         for role, one in fitted["references"].items()
     }
-    arms, before, paired = arm_reports(fitted["runs"], reports)
+    arms, before, paired = arm_reports(fitted["runs"], reports, references.pop("target", {}))
     report = make_report(
         own,
         filter_of(spec),
@@ -196,9 +196,9 @@ async def arm_recipe(
     if spec.ablations or spec.tau_arms:
         training.patience = 0  # an arm that stops early would get fewer steps than the others
     provenance = origin("tuneshift", base=plan["base"], tuned=plan["tuned"]) | {"arm": arm.name}
-    recipe = frame(
-        plan["target"], training, plan["sequence_length"], _evaluation(job, measured), provenance
-    )
+    evaluation = _evaluation(job, measured)
+    evaluation.skip_before = True
+    recipe = frame(plan["target"], training, plan["sequence_length"], evaluation, provenance)
     records = to_records(arm.examples[number], chat=spec.chat)
     recipe.text_shards.extend(blob_refs(await store_records(job.tools, job.project, records)))
     recipe.replay_shards.extend(blob_refs(replay))
@@ -206,12 +206,17 @@ async def arm_recipe(
 
 
 async def _references(job: Job, plan: TuneShiftPlan, measured: Measured) -> dict[str, str]:
-    """Measure base and tuned on what the target is measured on; return digests of reports."""
+    """Measure the untrained target once for all arms, and base and tuned; return digests of
+    reports."""
     if measured == Measured((), (), ()):
         return {}
     found = {}
-    roles: tuple[tuple[str, ModelPlan], ...] = (("base", plan["base"]), ("tuned", plan["tuned"]))
-    for role, model in roles:
+    models: dict[str, ModelPlan] = {
+        "target": plan["target"],
+        "base": plan["base"],
+        "tuned": plan["tuned"],
+    }
+    for role, model in models.items():
         recipe = student_pb2.LanguageRecipe(
             student=model["name"].rsplit("/", 1)[-1],
             evaluation=_evaluation(job, measured),

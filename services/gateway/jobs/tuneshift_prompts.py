@@ -29,19 +29,23 @@ class Filled:
 def filled_prompts(
     seeds: Sequence[str], words: Sequence[str], count: int, seed: int
 ) -> list[Filled]:
-    """Return up to `count` prompts: seeds without `{word}`, then every template with every word in
-    a seeded order, none twice."""
+    """Return up to `count` prompts: seeds without `{word}`, then every word in a seeded order.
+
+    No word gets a second template before every word has had one; templates take turns, and no
+    prompt comes twice.
+    """
     plain = [Filled(one) for one in dict.fromkeys(seeds) if WORD not in one]
     templates = [one for one in dict.fromkeys(seeds) if WORD in one]
     vocabulary = list(dict.fromkeys(words))
-    size = len(templates) * len(vocabulary)
-    draw = random.Random(f"prompts {seed}")
-    places = draw.sample(range(size), min(size, max(count - len(plain), 0)))
-    made = plain[:count]
-    for place in places:
-        template, word = templates[place % len(templates)], vocabulary[place // len(templates)]
-        made.append(Filled(template.replace(WORD, word), word))
-    return list({one.prompt: one for one in made}.values())
+    random.Random(f"prompts {seed}").shuffle(vocabulary)
+    made = {one.prompt: one for one in plain}
+    for turn in range(len(templates)):
+        for at, word in enumerate(vocabulary):
+            if len(made) >= count:
+                return list(made.values())
+            prompt = templates[(at + turn) % len(templates)].replace(WORD, word)
+            made.setdefault(prompt, Filled(prompt, word))
+    return list(made.values())[:count]
 
 
 def seed_prompts(seeds: Sequence[str], words: Sequence[str], seed: int) -> list[Filled]:

@@ -34,22 +34,22 @@ class Run(TypedDict):
 
 
 def arm_reports(
-    runs: Sequence[Run], reports: Mapping[str, Report]
+    runs: Sequence[Run], reports: Mapping[str, Report], untrained: Report
 ) -> tuple[list[Report], dict[str, Estimate], dict[str, Estimate]]:
     """Return (what each arm measured, the untrained target, tuneshift minus random_filter).
 
-    `reports` holds the reports of the runs by digest. Intervals are over training seeds and groups
-    of questions.
+    `reports` holds the reports of the runs by digest, `untrained` is that of the target as it was.
+    Intervals are over training seeds and groups of questions.
     """
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(run["arm"], []).append(run)
-    first = reports[runs[0]["report"]]
-    before = {name: estimate(found) for name, found in _tables([first], "before").items()}
+    start = _tables([untrained], "before")
+    before = {name: estimate(found) for name, found in start.items()}
     found, tables = [], {}
     for name, mine in arms.items():
         its = [reports[run["report"]] for run in mine]
-        after, again = _tables(its, "after"), _tables(its, "before")
+        after, again = _tables(its, "after"), _tables([untrained] * len(its), "before")
         tables[name] = after
         found.append(
             {
