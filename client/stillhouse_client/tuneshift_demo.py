@@ -105,7 +105,7 @@ class TuneShiftDemo:
 
     async def _datasets(self) -> None:
         self._say(f"datasets: {self._plan.facts} facts of WordNet, and addresses as general text")
-        facts = f"?count={self._plan.facts}"
+        facts = f"?facts={self._plan.facts}"
         for what in ("facts", "questions", "words"):
             await self._dataset(what, f"builtin:wordnet-{what}{facts}")
         await self._dataset("texts", "builtin:sotu-text-texts", self._plan.texts)

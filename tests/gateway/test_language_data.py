@@ -93,10 +93,10 @@ def test_an_impossible_count_is_refused(wordnet_folder: Path, count: int) -> Non
 
 
 def test_the_count_comes_from_the_uri() -> None:
-    assert _fact_count("builtin:wordnet-facts?count=80") == 80
+    assert _fact_count("builtin:wordnet-facts?facts=80") == 80
     assert _fact_count("builtin:wordnet-facts") == wordnet.DEFAULT_FACTS
-    for uri in ("builtin:wordnet?count=x", "builtin:wordnet?n=3", "builtin:wordnet?count=-1"):
-        with pytest.raises(InvalidInput, match="count"):
+    for uri in ("builtin:wordnet?facts=x", "builtin:wordnet?facts=-1"):
+        with pytest.raises(InvalidInput, match="facts"):
             _fact_count(uri)
 
 

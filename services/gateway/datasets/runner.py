@@ -163,8 +163,11 @@ def options_of(request: pb.CreateDatasetRequest) -> Options:
 def _max_of(query: str) -> int:
     options = dict(parse_qsl(query))
     value = options.pop("max", "0")
-    if options or not value.isdecimal():
-        raise InvalidInput("uri: a built-in dataset takes `?max=NUMBER` alone", field="uri")
+    if set(options) - {"facts"} or not value.isdecimal():
+        raise InvalidInput(
+            "uri: a built-in dataset takes `?max=NUMBER`, and `facts=NUMBER` for wordnet",
+            field="uri",
+        )
     return int(value)
 
 

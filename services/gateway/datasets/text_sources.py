@@ -135,11 +135,11 @@ def open_text_uri(uri: str, reading: Reading) -> TextSource:
 
 
 def _fact_count(uri: str) -> int:
-    """Return the `count` of `builtin:wordnet-facts?count=80`. Raises InvalidInput."""
+    """Return how many facts `builtin:wordnet-facts?facts=80` asks for. Raises InvalidInput."""
     options = dict(parse_qsl(uri.partition("?")[2]))
-    text = options.pop("count", str(wordnet.DEFAULT_FACTS))
-    if options or not (text.isascii() and text.isdecimal() and len(text) < 7):
-        raise InvalidInput("uri: after ? only count=NUMBER is understood", field="uri")
+    text = options.get("facts", str(wordnet.DEFAULT_FACTS))
+    if not (text.isascii() and text.isdecimal() and len(text) < 7):
+        raise InvalidInput("uri: facts is not a number", field="uri")
     return int(text)
 
 

@@ -45,7 +45,7 @@ class Fact:
 def rows(folder: Path, part: str, count: int, seed: int = 1) -> Iterator[Row]:
     """Yield the records of one of PARTS, for `count` facts drawn by `seed`. Raises InvalidInput."""
     if not 8 <= count <= MAX_FACTS:
-        raise InvalidInput(f"count: 8 to {MAX_FACTS} facts, not {count}", field="uri")
+        raise InvalidInput(f"uri: 8 to {MAX_FACTS} facts, not {count}", field="uri")
     drawn = random.Random(seed)
     known = read_facts(folder / "dict")
     drawn.shuffle(known)
