@@ -104,9 +104,9 @@ def test_the_keyboard_is_enough(desk: Desk) -> None:
 
 def test_training_goes_on_with_what_is_kept(desk: Desk) -> None:
     desk.panel.get_by_role("button", name=re.compile("^Train with these")).click()
-    assert desk.reviews()[-1].finish
     job = desk.page.get_by_role("region", name=re.compile("What tuned knows"))
     expect(job.locator(".state")).to_have_text("done")
+    assert desk.reviews()[-1].finish
     expect(desk.rows).to_have_count(0)
     desk.panel.get_by_role("button", name="Show the samples").click()
     expect(desk.rows.first).to_be_visible()

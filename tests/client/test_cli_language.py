@@ -188,6 +188,11 @@ def test_a_wrong_flag_is_met_with_the_right_one(capsys: Capture, flag: str, righ
     assert right in result.err
 
 
+def test_shared_flags_stay_where_they_were_in_other_commands(capsys: Capture) -> None:
+    assert "How the command runs" in cli.run(capsys, "distill", "language", "--help").out
+    assert "How the command runs" not in cli.run(capsys, "jobs", "list", "--help").out
+
+
 def test_ctrl_c_leaves_the_job_running(capsys: Capture, gateway: World) -> None:
     gateway.job_kind, gateway.interrupts = "language", True
     command = (*LANGUAGE, "--teacher", "big")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,16 +42,23 @@ def _flags(parameter: inspect.Parameter) -> list[inspect.Parameter]:
     if not dataclasses.is_dataclass(group):
         return [parameter.replace(kind=kind)]
     hints = get_type_hints(group, include_extras=True)
-    for field in dataclasses.fields(group):
-        _describe(hints[field.name], field.default, (group.__doc__ or "").partition("\n")[0])
+    heading = (group.__doc__ or "").partition("\n")[0].rstrip(".")
     return [
-        inspect.Parameter(f.name, kind, default=f.default, annotation=hints[f.name])
-        for f in dataclasses.fields(group)
+        inspect.Parameter(
+            field.name,
+            kind,
+            default=field.default,
+            annotation=_described(hints[field.name], field.default, heading),
+        )
+        for field in dataclasses.fields(group)
     ]
 
 
-def _describe(annotation: Any, default: Any, heading: str) -> None:
-    for info in getattr(annotation, "__metadata__", ()):
-        info.rich_help_panel = heading.rstrip(".")
-        if default == 0 and not isinstance(default, bool):
-            info.show_default = False  # 0 means the default that the help names.
+def _described(annotation: Any, default: Any, heading: str) -> Any:
+    """Return the annotation under a heading; what it was made of is shared with other commands."""
+    plain, *shared = get_args(annotation)
+    (info,) = (copy.copy(one) for one in shared)
+    info.rich_help_panel = heading
+    if default == 0 and not isinstance(default, bool):
+        info.show_default = False  # 0 means the default that the help names.
+    return Annotated[plain, info]
