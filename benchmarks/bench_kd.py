@@ -83,7 +83,7 @@ class Student:
 def read_speeches() -> list[str]:
     """The speeches in order of time."""
     found = ensure(load_catalogue().get(TEXT), ModelSettings().cache_dir)
-    paths = sorted(found.rglob("*.txt")) if found.is_dir() else [found]
+    paths = sorted((found / "data").glob("*.txt"))
     return [path.read_text(encoding="utf-8") for path in paths]
 
 
@@ -273,6 +273,8 @@ def report(
         print(f"{arm:7} keeps {value:.3f} of the gain ({low:.3f} to {high:.3f})")
     (value, low, high), ratio = shares["sparse"], step_ratio(runs)
     print(f"step ratio {ratio:.3f}, {stored:.1f} bytes a token")
+    for student in runs[0]:
+        print(f"{student.arm:7} {np.median(student.seconds):.2f} s a step")
     result = {
         "bench": "kd",
         "gain_share": value,

@@ -70,11 +70,12 @@ class TrainingOptions:
     sequence_length: int
     replay_share: float
 
-    def steps(self, sequences: int) -> int:
-        """Optimizer steps over so many sequences; replay fills a part of each step."""
+    def steps(self, sequences: int, *, replay: bool) -> int:
+        """Optimizer steps over so many sequences, where replay may fill a part of each step."""
         if self.max_steps:
             return self.max_steps
-        return max(1, math.ceil(self.epochs * sequences / self.batch_sequences))
+        fresh = self.batch_sequences * (1 - self.replay_share if replay else 1)
+        return max(1, math.ceil(self.epochs * sequences / fresh))
 
     def checkpoint_every(self, steps: int) -> int:
         """Steps between checkpoints and evaluations."""

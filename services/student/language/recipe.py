@@ -113,7 +113,7 @@ def _fit(
     steps = plan_steps(
         lengths,
         again,
-        steps=options.steps(len(data.sequences)),
+        steps=options.steps(len(data.sequences), replay=bool(data.replay)),
         batch=options.batch_sequences,
         replay_share=options.replay_share,
         seed=options.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ def load_student(
     if kept:
         _check_layers(model, kept)
         model = keep_layers(model, kept).requires_grad_(False).eval()
+        loaded = replace(loaded, model=model)  # lets go of the layers left out
     return LanguageStudent(loaded, model, dtype, lora, bool(kept))
 
 
