@@ -10,11 +10,11 @@ PYTEST := $(BIN)/python -m pytest
 WEB := services/gateway/web_dist/index.html
 WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
 
-.PHONY: help setup web demo up test test-all browser lint format protos bench assets clean
+.PHONY: help setup web demo up test test-all browser lint format protos bench assets test-assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.dev web assets ## create .venv, install everything, fetch weights and data
+setup: $(VENV)/.dev web test-assets ## create .venv, install everything, fetch weights and data
 
 # torch comes first: pip then takes a CPU build where one is at hand, and torchvision fits itself to it.
 $(VENV)/.runtime: $(INSTALL_INPUTS)
@@ -35,6 +35,9 @@ $(WEB): $(VENV)/.runtime $(WEB_INPUTS) $(wildcard services/gateway/http/*.py)
 
 assets: $(VENV)/.runtime ## fetch weights and data into the cache
 	$(BIN)/python -m services.common.assets --for demo
+
+test-assets: $(VENV)/.runtime
+	$(BIN)/python -m services.common.assets --for test
 
 demo: $(VENV)/.runtime web assets ## run the whole thing on real photos and write a report
 	$(BIN)/stillhouse demo
@@ -61,23 +64,23 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint web assets ## lint, the workbench, and every test but the slow ones, with coverage
+test: lint web test-assets ## lint, the workbench, and every test but the slow ones, with coverage
 	$(BIN)/python scripts/web.py test
 	rm -f .coverage .coverage.*
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --cov --cov-report=term:skip-covered
 
-test-all: lint web assets ## every test but the browser's
+test-all: lint web test-assets ## every test but the browser's
 	$(BIN)/python scripts/web.py test
 	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
 
 # Takes /usr/bin/chromium (Debian: apt-get install chromium) or what BROWSER_EXECUTABLE names; without
 # either, npm's @sparticuz/chromium is unpacked into .deps. BROWSER_DATA_DIR reuses a demo's data.
-browser: $(VENV)/.dev web assets ## drive the workbench in a headless Chromium; keeps screenshots
+browser: $(VENV)/.dev web test-assets ## drive the workbench in a headless Chromium; keeps screenshots
 	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[browser]"
 	$(BIN)/python tests/browser/chromium.py
 	$(PYTEST) -m browser tests/browser
 
-bench: $(VENV)/.dev assets ## run every benchmark; each prints a table and one JSON line
+bench: $(VENV)/.dev test-assets ## run every benchmark; each prints a table and one JSON line
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove what was built here; the cache of weights stays
