@@ -39,6 +39,8 @@ class Suite:
 
     folder: Path
     database_url: str = ""
+    threads: int = 0
+    """Threads of a forward pass and of training; 0 leaves it to the services."""
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in SERVICES})
     running: dict[str, Service] = field(default_factory=dict)
     redis_process: subprocess.Popen[bytes] | None = None
@@ -48,10 +50,14 @@ class Suite:
         return self.folder / "redis.sock"
 
     def environment(self, name: str) -> dict[str, str]:
+        threads = {f"{name.upper()}_THREADS": str(self.threads)} if self.threads else {}
         if name == "student":
-            return {"STUDENT_RUNS_DIR": str(self.folder / "runs")}
+            return threads | {
+                "STUDENT_RUNS_DIR": str(self.folder / "runs"),
+                "STUDENT_TEACHER_ADDRESS": f"127.0.0.1:{self.ports['teacher']}",
+            }
         if name != "gateway":
-            return {}
+            return threads
         return {
             "GATEWAY_DATABASE_URL": self.database_url or f"sqlite:///{self.folder}/gateway.db",
             "GATEWAY_REDIS_URL": f"unix://{self.socket}",
@@ -253,10 +259,10 @@ class Suite:
 
 
 @contextmanager
-def suite(folder: Path, *, database_url: str = "") -> Iterator[Suite]:
+def suite(folder: Path, *, database_url: str = "", threads: int = 0) -> Iterator[Suite]:
     """Run a suite in `folder` until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    running = Suite(folder, database_url)
+    running = Suite(folder, database_url, threads)
     try:
         running.start_redis()
         for name in SERVICES:

@@ -82,6 +82,7 @@ def environment(
     }
     if service == "student":
         values["STUDENT_RUNS_DIR"] = str(config.path("runs"))
+        values["STUDENT_TEACHER_ADDRESS"] = f"{HOST}:{ports['teacher']}"
     if service == "gateway":
         database = config.database_url or f"sqlite:///{config.path('gateway.db')}"
         values |= {"GATEWAY_DATABASE_URL": database, "GATEWAY_REDIS_URL": redis_url}

@@ -1,0 +1,58 @@
+"""kill -9 of teacher, student and gateway in every stage of a tuneshift job: the same examples are
+kept, and the same weights come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stillhouse.gateway.v1 import jobs_pb2
+
+from tests.e2e import language
+from tests.e2e.suite import Suite, suite
+
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1800)]
+_STEPS = 8
+
+
+def _outcome(running: Suite, name: str) -> tuple[list[tuple[str, int, str]], str]:
+    job = running.finish(name, timeout_s=900)
+    kept = [
+        (one.sample_id, one.state, f"{one.prompt}|{one.answer}|{one.nll_gap!r}")
+        for one in language.samples(running, name)
+    ]
+    return kept, language.files(running, job.model).weights_digest
+
+
+def _restart(running: Suite, service: str) -> None:
+    running.kill(service)
+    running.start(service)
+    running.wait(service)
+
+
+def _in_fit(running: Suite, name: str, steps: int) -> None:
+    """Wait until some steps of the training are done."""
+    for _ in range(6000):
+        job = running.job(name)
+        done = [one.done for one in job.stages if one.stage == "fit"]
+        if done and done[0] >= steps:
+            return
+        assert job.state == jobs_pb2.JOB_STATE_RUNNING, job
+
+
+@pytest.mark.parametrize("service", ["teacher", "student", "gateway"])
+def test_a_tuneshift_job_survives_a_death_in_every_stage(tmp_path: Path, service: str) -> None:
+    with suite(tmp_path / "calm", threads=1) as calm:
+        language.prepare(calm, steps=16)
+        expected = _outcome(calm, calm.create(language.tuneshift(calm, steps=_STEPS)))
+    assert any(state == jobs_pb2.SAMPLE_STATE_KEPT for _, state, _ in expected[0])
+    with suite(tmp_path / "rough", threads=1) as rough:
+        language.prepare(rough, steps=16)
+        name = rough.create(language.tuneshift(rough, steps=_STEPS))
+        rough.wait_stage(name, "rounds")
+        _restart(rough, service)
+        _in_fit(rough, name, 1)
+        _restart(rough, service)
+        _in_fit(rough, name, 5)
+        _restart(rough, service)
+        assert _outcome(rough, name) == expected
