@@ -14,7 +14,7 @@ import re2
 from stillhouse.common.v1 import language_pb2
 
 from services.common.errors import InvalidInput, Precondition
-from services.common.sandbox import Sandbox
+from services.common.sandbox import NoSandbox, Sandbox
 from services.common.texts import TextRecord
 
 DEFAULT_TOLERANCE = 1e-6
@@ -59,6 +59,8 @@ def check_verifier(verifier: language_pb2.Verifier, *, sandbox: Sandbox | None =
                 "python_tests: this service runs no code; its operator can allow it where there "
                 "is a sandbox"
             )
+        if isinstance(sandbox, NoSandbox):
+            raise Precondition(sandbox.reason)
 
 
 def needs_reference(verifier: language_pb2.Verifier) -> bool:

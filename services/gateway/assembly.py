@@ -15,6 +15,7 @@ from stillhouse.gateway.v1 import (
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
+from services.common.sandbox import sandbox_or_reason
 from services.gateway.blob_servicer import BlobServicer
 from services.gateway.cache import EmbeddingCache
 from services.gateway.datasets.readers import Reading, UriPolicy
@@ -57,7 +58,15 @@ class Gateway:
         self.cache = EmbeddingCache(settings.redis_url, timeout_s=settings.cache_timeout_s)
         self.feed = Feed(self.store)
         self.catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
-        tools = Tools(settings, self.store, self.blobs, self.peers, self.cache, self.feed)
+        tools = Tools(
+            settings,
+            self.store,
+            self.blobs,
+            self.peers,
+            self.cache,
+            self.feed,
+            sandbox=sandbox_or_reason() if settings.run_python_tests else None,
+        )
         self.engine = Engine(tools, STORIES)
         self.heartbeat = Heartbeat(
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s

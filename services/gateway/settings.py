@@ -55,6 +55,9 @@ class GatewaySettings(ServiceSettings):
     """TOML file with model and data entries of your own, beside the built-in ones."""
     file_roots: tuple[Path, ...] = ()
     """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""
+    run_python_tests: bool = False
+    """Let verifiers run Python unit tests on answers, in a sandbox that is attacked at start; where
+    it does not hold, such jobs are refused."""
     http_port: int = Field(7180, ge=-1, le=65535)
     """Port of the workbench and of the contract as JSON; 0 lets the system choose and prints it,
     -1 turns HTTP off."""
