@@ -234,6 +234,7 @@ async def test_what_does_not_fit_is_refused_before_any_work(lab: Lab) -> None:
         ({"training": {"epochs": "NaN"}}, ["training.epochs"]),
         ({"training": {"learningRate": -1}}, ["learning_rate"]),
         ({"sampling": {"topP": 1.5}}, ["top_p"]),
+        ({"training": {"loss": "LANGUAGE_LOSS_ULD"}}, ["ULD"]),
         ({"chat": True}, ["no chat template"]),
         ({"keepLayers": [3, 1]}, ["keep_layers"]),
         ({"bytesPerToken": 1}, ["bytes_per_token"]),

@@ -103,8 +103,7 @@ async def check_language_job(
         teacher = await model_plan(tools, spec.teacher, method=_METHODS[mode], patient=patient)
     check_chat([student, teacher], chat=spec.chat)
     same = same_tokens(teacher, student)
-    uld = spec.training.loss == language_pb2.LANGUAGE_LOSS_ULD
-    if mode in ("stored_targets", "on_policy") and not same and not uld:
+    if mode in ("stored_targets", "on_policy") and not same:
         raise different_tokens("teacher", teacher, "student", student)
     check_same_model(spec, mode)
     return LanguagePlan(

@@ -122,6 +122,12 @@ def check_training(training: language_pb2.LanguageTraining) -> None:
         )
     if training.loss not in language_pb2.LanguageLoss.values():
         raise InvalidInput("training.loss: is none of LanguageLoss", field="training.loss")
+    if training.loss == language_pb2.LANGUAGE_LOSS_ULD:
+        raise InvalidInput(
+            "training.loss: ULD needs whole distributions of two vocabularies, which no mode "
+            "stores; let the teacher write answers instead (LANGUAGE_MODE_SEQUENCE_LEVEL)",
+            field="training.loss",
+        )
 
 
 def check_sampling(sampling: language_pb2.Sampling) -> None:
