@@ -47,8 +47,8 @@ class TextRecord:
 
     def check(self) -> None:
         """Raise InvalidInput where the record is not one."""
-        texts = (self.record_id, self.split, self.text, self.prompt, self.answer)
-        texts = (*texts, self.reference, self.group, *self.choices)
+        texts: tuple[str, ...] = (self.record_id, self.split, self.text, self.prompt, self.answer)
+        texts += (self.reference, self.group, *self.choices)
         if not all(isinstance(one, str) for one in texts) or type(self.choice_index) is not int:
             raise InvalidInput("a record's fields are text", field="records")
         where = f"record {self.record_id[:100]!r}"
