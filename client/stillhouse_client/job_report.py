@@ -25,7 +25,7 @@ _METRICS = {
     "task_accuracy": "right answers",
 }
 _ARMS = {
-    OWN_ARM: "the filter's examples",
+    OWN_ARM: "the job's examples",
     "no_filter": "no filter",
     "random_filter": "random filter",
     "seeds_only": "seeds only",

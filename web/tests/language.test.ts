@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { Dataset, DistillationJob } from "../src/lib/api/types";
 import type { Model } from "../src/lib/setup/calls";
 import { lastOf, seriesOf, seriesTitle, withPoints, type Curves } from "../src/lib/setup/curves";
-import { TRAINING, imageModels, isText, languageModels, languageSpec, layersOf, seedsProblem, shiftSpec, type LanguageForm, type ShiftForm } from "../src/lib/setup/language";
+import { TRAINING, imageModels, isText, languageModels, languagePair, languageSpec, layersOf, seedsProblem, shiftSpec, type LanguageForm, type ShiftForm } from "../src/lib/setup/language";
 import { jobTitle, kindOf, specOf, stageTitle, stagesOf, waitsForReview } from "../src/lib/setup/plan";
 
 const P = "projects/p";
@@ -52,6 +52,9 @@ describe("forms", () => {
   it("tell models and data apart", () => {
     const models = [{ name: "a", kind: "MODEL_KIND_LANGUAGE_MODEL" }, { name: "b", languageModel: { base: "a" } }, { name: "c", imageClassifier: {} }] as unknown as Model[];
     expect(languageModels(models).map((one) => one.name)).toEqual(["a", "b"]);
+    expect(languagePair(languageModels(models))).toEqual(["a", "b"]);
+    expect(languagePair(languageModels(models).slice(1))).toEqual(["b"]);
+    expect(languagePair([])).toEqual([]);
     expect(imageModels(models).map((one) => one.name)).toEqual(["c"]);
     expect(isText({ kind: "DATASET_KIND_TEXTS" } as Dataset)).toBe(true);
     expect(isText({ kind: "DATASET_KIND_IMAGES" } as Dataset)).toBe(false);

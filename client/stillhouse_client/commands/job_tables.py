@@ -61,15 +61,15 @@ def print_report(report: dict[str, Any]) -> None:
         _print_paired(report)
         _print_rounds(report)
         return
+    found = job_report.measures(report)
+    parts = ["before", "after", "change"]
+    parts += ["teacher"] if any(one.teacher for one in found) else []
     rows = [
-        (
-            job_report.metric_name(m.metric),
-            *(_figure(figure) for figure in (m.before, m.after, m.change, m.teacher)),
-        )
-        for m in job_report.measures(report)
+        (job_report.metric_name(one.metric), *(_figure(getattr(one, part)) for part in parts))
+        for one in found
     ]
     if rows:
-        output.table(["measure", "#before", "#after", "#change", "#teacher"], rows)
+        output.table(["measure", *(f"#{part}" for part in parts)], rows)
 
 
 def require_success(job: pb.DistillationJob, *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from stillhouse_client import names
 from stillhouse_client.commands import training_flags
 from stillhouse_client.commands.flags import spread
-from stillhouse_client.commands.language import Chat, Evaluate, Replay, Verifier
+from stillhouse_client.commands.language import Chat, Evaluate, Replay
 from stillhouse_client.commands.lines import read_lines
 from stillhouse_client.commands.starting import StartFlags, start
 from stillhouse_client.commands.training_flags import SamplingFlags, TrainingFlags
@@ -121,7 +121,9 @@ def tuneshift(
     training: TrainingFlags,
     sampling: SamplingFlags,
     flags: StartFlags,
-    verifier: Verifier = "",
+    verifier: Annotated[
+        str, typer.Option(help="Keep only answers that hold a pattern: regex:PATTERN.")
+    ] = "",
     evaluate: Evaluate = None,
     replay: Replay = "",
     chat: Chat = False,

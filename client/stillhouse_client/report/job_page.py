@@ -106,6 +106,7 @@ def _curve(lines: dict[str, list[tuple[float, float]]]) -> Callable[[Axes], None
 
 def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
     arms = job_report.arms(report) if "arms" in report else []
+    measures = [] if arms else job_report.measures(report)
     loader = PackageLoader("stillhouse_client.report", ".")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     made.filters["number"] = number
@@ -114,7 +115,8 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
         title=title,
         arms=arms,
         metrics=job_report.metrics_of(arms),
-        measures=[] if arms else job_report.measures(report),
+        measures=measures,
+        has_teacher=any(one.teacher for one in measures),
         paired=job_report.paired(report),
         coverage=job_report.coverage(report),
         rounds=job_report.rounds(report),

@@ -75,6 +75,13 @@ export const isText = (dataset: Dataset): boolean => dataset.kind === "DATASET_K
 export const languageModels = (models: readonly Model[]): Model[] =>
   models.filter((one) => one.kind === "MODEL_KIND_LANGUAGE_MODEL" || !!one.languageModel);
 
+/** Returns the names of a teacher, a whole model where there is one, and of another model to learn from it. */
+export function languagePair(models: readonly Model[]): [teacher?: string, student?: string] {
+  const teacher = models.find((one) => !one.languageModel?.base) ?? models[0];
+  const student = models.find((one) => one !== teacher);
+  return [...(teacher ? [teacher.name] : []), ...(student ? [student.name] : [])] as [string?, string?];
+}
+
 /** Returns the models whose images can be classified. */
 export const imageModels = (models: readonly Model[]): Model[] => {
   const language = new Set(languageModels(models));
