@@ -200,7 +200,8 @@ class Student(student_pb2_grpc.StudentServiceServicer):
         if not recipe.evaluate_only:
             report["items"]["after"] = after
             report |= {"curves": [{"run": "", "step": 5, "loss": 1.5}], "steps": 10, "seconds": 1.0}
-            report["trained_tokens"] = 100
+            report |= {"trained_tokens": 100, "after": {}}
+            report["after"] = {name: {"value": _mean(items)} for name, items in after.items()}
         return report
 
     def _items(self, recipe: Any, learned: set[str]) -> dict[str, list[dict[str, Any]]]:

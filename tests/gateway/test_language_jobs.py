@@ -138,6 +138,7 @@ async def test_stored_targets_become_a_model(lab: Lab) -> None:
     spec = {"dataset": data, "teacher": name_of("tuned"), "student": name_of("twin")}
     spec |= {"evaluationDatasets": [await facts(lab)], "modelId": "small"}
     job = await lab.done(await lab.start(language=spec))
+    assert "facts/choice_accuracy" not in job["json"]["after"]  # of one dataset there is one figure
     stages = [stage["stage"] for stage in job["stages"]]
     assert stages == ["ingest", "check", "estimate", "targets", "fit", "publish"]
     assert job["model"] == name_of("small")
@@ -205,6 +206,25 @@ async def test_sequence_level_keeps_verified_answers(lab: Lab) -> None:
     (shard,) = recipe.text_shards
     records = unpack_records(lab.blobs.get(HERE.project, shard.digest))
     assert {r.answer for r in records} == {f"{w} is colour {n}" for n, w in enumerate(WORDS[:10])}
+
+
+async def test_every_dataset_has_figures_of_its_own(lab: Lab) -> None:
+    trivia = [
+        {"prompt": f"p{n}", "choices": ["no", f"a{n}"], "choice_index": 1, "split": "test"}
+        for n in range(20)
+    ]
+    spec = {
+        "dataset": await prompts(lab),
+        "student": name_of("twin"),
+        "mode": "LANGUAGE_MODE_SUPERVISED",
+        "evaluationDatasets": [await facts(lab), await lab.dataset("trivia", trivia)],
+    }
+    report = (await lab.done(await lab.start(language=spec)))["json"]
+    found = {name: one["value"] for name, one in report["after"].items()}
+    assert found["facts/choice_accuracy"] == 0
+    assert found["trivia/choice_accuracy"] == 0.7  # those whose answer is in the train split
+    assert report["change"]["trivia/choice_accuracy"]["value"] == 0.7
+    assert found["choice_accuracy"] == pytest.approx(14 / 60)
 
 
 async def test_on_policy_hands_the_teacher_on(lab: Lab) -> None:

@@ -50,6 +50,25 @@ def table(runs: Sequence[Sequence[Mapping[str, Any]]], groups: Sequence[str] = (
     return Table(values, counts, names)
 
 
+def by_dataset(
+    items: Mapping[str, Sequence[Mapping[str, Any]]], prefixes: Sequence[str]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return items by metric, and by `{dataset}/{metric}` where several datasets have some.
+
+    `prefixes` stand before the ids of the datasets' records.
+    """
+    found = {metric: list(some) for metric, some in items.items()}
+    for metric, some in items.items():
+        parts = {
+            f"{prefix}{metric}": [one for one in some if str(one["id"]).startswith(prefix)]
+            for prefix in prefixes
+        }
+        parts = {name: part for name, part in parts.items() if part}
+        if len(parts) > 1:
+            found |= parts
+    return found
+
+
 def estimate(found: Table, *, seed: int = 0) -> Estimate:
     """Return the mean over seeds and groups with its interval."""
     return _estimate(_mean(found), _draws(found, seed), found)

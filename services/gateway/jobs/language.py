@@ -136,7 +136,7 @@ async def publish(
     job: Job, plan: LanguagePlan, data: LanguageData, trained: Trained
 ) -> dict[str, str]:
     """Name the student as a model of the project; the teacher service serves it from then on."""
-    report = await read_report(job, trained)
+    report = await read_report(job, trained, _measured_datasets(plan))
     report |= {"kind": "language", "mode": plan["mode"]}
     if data["targets"] is not None:
         report["targets"] = target_figures(data["targets"])

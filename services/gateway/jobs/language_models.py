@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from stillhouse.common.v1 import language_pb2
@@ -12,8 +13,10 @@ from stillhouse.student.v1 import student_pb2
 from services.common import names
 from services.common.errors import Internal
 from services.common.model_records import LanguageModelRecord
+from services.gateway.jobs.intervals import by_dataset, difference, estimate, table
 from services.gateway.jobs.job import Job
 from services.gateway.jobs.plans import DatasetPlan, ModelPlan, Trained
+from services.gateway.jobs.text_data import dataset_prefix
 
 
 def frame(
@@ -48,8 +51,11 @@ def origin(kind: str, **parts: ModelPlan | DatasetPlan | None) -> dict[str, str]
     return found
 
 
-async def read_report(job: Job, trained: Trained) -> dict[str, Any]:
-    """Return the report of a training run. Raises Internal where it is none."""
+async def read_report(
+    job: Job, trained: Trained, datasets: Sequence[DatasetPlan]
+) -> dict[str, Any]:
+    """Return the report of a training run, with measures of each of the `datasets` where several
+    were measured. Raises Internal where it is none."""
     data = await asyncio.to_thread(job.tools.blobs.get, job.project, trained["blobs"]["report"])
     try:
         found = json.loads(data)
@@ -57,7 +63,22 @@ async def read_report(job: Job, trained: Trained) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise Internal("the report of the training run is not JSON")
+    add_datasets(found, [dataset_prefix(one) for one in datasets])
     return found
+
+
+def add_datasets(report: dict[str, Any], prefixes: Sequence[str]) -> None:
+    """Add measures of single datasets to a report, as `{dataset}/{metric}`."""
+    items = report.get("items", {})
+    for when, measured in items.items():
+        items[when] = by_dataset(measured, prefixes)
+        for name in set(items[when]) - set(measured):
+            report.setdefault(when, {})[name] = estimate(table([items[when][name]]))
+    before, after = items.get("before", {}), items.get("after", {})
+    for name in set(before) & set(after):
+        if "/" in name:
+            gap = difference(table([after[name]]), table([before[name]]))
+            report.setdefault("change", {})[name] = gap
 
 
 async def publish_model(job: Job, model_id: str, trained: Trained) -> str:

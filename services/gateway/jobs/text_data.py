@@ -44,17 +44,29 @@ def is_prompt(record: TextRecord) -> bool:
 
 
 async def shards_of(
-    tools: Tools, project: str, dataset: DatasetPlan, split: str, keep: Keep, *, chat: bool = False
+    tools: Tools,
+    project: str,
+    dataset: DatasetPlan,
+    split: str,
+    keep: Keep,
+    *,
+    chat: bool = False,
+    prefix: str = "",
 ) -> list[str]:
     """Return digests of shards of the records of `split` that `keep` accepts.
 
-    `chat` makes every prompt a user turn. Shards that stay as they are keep their digest.
+    `chat` makes every prompt a user turn, `prefix` stands before every record's name. Shards that
+    stay as they are keep their digest.
     """
+
+    def change(record: TextRecord) -> TextRecord:
+        named = replace(record, record_id=prefix + record.record_id) if prefix else record
+        return as_chat(named) if chat else named
 
     def work() -> list[str]:
         found = []
         for records in _shards(tools.blobs, project, dataset, split):
-            kept = [as_chat(r) if chat else r for r in records if keep(r)]
+            kept = [change(record) for record in records if keep(record)]
             if kept:
                 found.append(tools.blobs.put(project, pack_records(kept)))
         return found
@@ -89,13 +101,17 @@ async def store_records(tools: Tools, project: str, records: Sequence[TextRecord
 async def held_out(
     tools: Tools,
     project: str,
-    datasets: Iterable[DatasetPlan],
+    datasets: Sequence[DatasetPlan],
     verifier: language_pb2.Verifier | None,
     *,
     chat: bool,
 ) -> Measured:
     """Return the shards of all `test` records: texts and answers to predict, questions with
-    choices, and tasks where there is a verifier."""
+    choices, and tasks where there is a verifier.
+
+    Where several datasets have records of a kind, the dataset's id stands before their names, so
+    that `by_dataset` can tell them apart.
+    """
 
     def is_task(record: TextRecord) -> bool:
         if verifier is None or not is_prompt(record):
@@ -103,12 +119,25 @@ async def held_out(
         return bool(record.reference) or not needs_reference(verifier)
 
     kinds: tuple[Keep, ...] = (is_trainable, lambda record: bool(record.choices), is_task)
-    found: list[list[str]] = [[], [], []]
-    for dataset in datasets:
-        for shards, keep in zip(found, kinds, strict=True):
-            shards += await shards_of(tools, project, dataset, "test", keep, chat=chat)
-    texts, choices, tasks = (tuple(dict.fromkeys(shards)) for shards in found)
-    return Measured(texts, choices, tasks)
+    measured: list[tuple[str, ...]] = []
+    for keep in kinds:
+        found = {
+            one["name"]: await shards_of(tools, project, one, "test", keep, chat=chat)
+            for one in datasets
+        }
+        if sum(map(bool, found.values())) > 1:
+            for one in datasets:
+                prefix = dataset_prefix(one)
+                found[one["name"]] = await shards_of(
+                    tools, project, one, "test", keep, chat=chat, prefix=prefix
+                )
+        measured.append(tuple(digest for shards in found.values() for digest in shards))
+    return Measured(*measured)
+
+
+def dataset_prefix(dataset: DatasetPlan) -> str:
+    """Return what stands before the names of a dataset's records among others."""
+    return f"{dataset['name'].rsplit('/', 1)[-1]}/"
 
 
 def evaluation_of(

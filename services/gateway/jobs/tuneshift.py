@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from stillhouse.common.v1 import language_pb2
 from stillhouse.student.v1 import student_pb2
@@ -142,11 +142,13 @@ async def publish(job: Job, plan: TuneShiftPlan, made: Made, fitted: Fitted) -> 
     decided = await asyncio.to_thread(decisions, job.tools.store, job.pk)
     used = [one for samples in own for one in samples if is_used(one, decided)]
     digests = {run["report"] for run in fitted["runs"]}
-    reports = {one: await read_report(job, Trained(blobs={"report": one})) for one in digests}
-    references = {
-        role: await read_report(job, Trained(blobs={"report": one}))
-        for role, one in fitted["references"].items()
-    }
+    datasets = plan["inputs"]["evaluation"]
+
+    async def read(digest: str) -> dict[str, Any]:
+        return await read_report(job, Trained(blobs={"report": digest}), datasets)
+
+    reports = {digest: await read(digest) for digest in digests}
+    references = {role: await read(digest) for role, digest in fitted["references"].items()}
     arms, before, paired = arm_reports(fitted["runs"], reports, references.pop("target", {}))
     report = make_report(
         own,
