@@ -181,6 +181,12 @@ def arm_name(arm: str) -> str:
     return _ARMS.get(arm, arm.replace("_", " "))
 
 
+def run_name(run: str) -> str:
+    """Return a training run, `arm/seed`, for people."""
+    arm, _, seed = run.partition("/")
+    return f"{arm_name(arm)}, seed {seed}" if seed else arm_name(arm)
+
+
 def metrics_of(found: Sequence[Arm]) -> list[str]:
     """Return the metrics that any arm has: shares of right answers first."""
     names = dict.fromkeys(name for arm in found for name in arm.metrics)

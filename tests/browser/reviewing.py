@@ -4,6 +4,7 @@ a gateway with fixed answers, since a real job would take a language model and m
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from services.gateway.http.edge import Edge
 from services.gateway.settings import GatewaySettings
 from tests.client import fake_gateway
 from tests.client.fake_gateway import World
+from tests.client.fake_language import tuneshift_report
 
 EVIL = "<img src=x onerror=window.pwned=1>"
 COUNT = 90
@@ -41,6 +43,7 @@ class ReviewedJobs(fake_gateway.Jobs):
         if over:
             job.stages.add(stage="fit", done=10, total=10, unit="steps", complete=True)
             job.model = f"{fake_gateway.P}/models/tiny"
+            job.report.CopyFrom(self.world.put(json.dumps(tuneshift_report()).encode()))
         return job
 
     async def ListJobSamples(self, request: Any, context: Any) -> jobs.ListJobSamplesResponse:

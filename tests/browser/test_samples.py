@@ -116,6 +116,10 @@ def test_training_goes_on_with_what_is_kept(desk: Desk) -> None:
     job.get_by_role("button", name="Held-out cross entropy").click()
     curve = job.get_by_role("img", name=re.compile("2.00 at step 10"))
     expect(curve.locator("canvas")).to_be_visible()
+    report = job.get_by_role("region", name="Report")
+    expect(report).to_contain_text("0.600 [0.550, 0.650]")
+    expect(report).to_contain_text("<b>odd</b>")
+    assert desk.bench.violations() == []
     desk.bench.shot("samples-trained")
 
 

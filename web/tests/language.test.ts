@@ -4,6 +4,7 @@ import type { Dataset, DistillationJob } from "../src/lib/api/types";
 import type { Model } from "../src/lib/setup/calls";
 import { lastOf, seriesOf, seriesTitle, withPoints, type Curves } from "../src/lib/setup/curves";
 import { TRAINING, imageModels, isText, languageModels, languagePair, languageSpec, layersOf, seedsProblem, shiftSpec, type LanguageForm, type ShiftForm } from "../src/lib/setup/language";
+import { figureText, tabulate } from "../src/lib/setup/report";
 import { jobTitle, kindOf, specOf, stageTitle, stagesOf, waitsForReview } from "../src/lib/setup/plan";
 
 const P = "projects/p";
@@ -85,6 +86,23 @@ describe("jobs", () => {
     expect(waitsForReview(job(shift, [stage("rounds", true), stage("review", true), stage("fit", false)]))).toBe(false);
     expect(waitsForReview(job(shift, [stage("review", false)], "JOB_STATE_CANCELLED"))).toBe(false);
     expect(waitsForReview(undefined)).toBe(false);
+  });
+});
+
+describe("report", () => {
+  const figure = { value: 0.6, low: 0.55, high: 0.65 };
+
+  it("shows a tuneshift job by what was trained on", () => {
+    const table = tabulate({ before: { cross_entropy: { value: 3 } }, arms: [{ arm: "tuneshift", examples: 1200, metrics: { "stamps/choice_accuracy": figure } }, { arm: "tau_1.1" }], references: { tuned: {} } });
+    expect(table.columns).toEqual(["Trained on", "Samples", "Right choices of stamps", "Cross-entropy, nats a token"]);
+    expect(table.rows).toEqual([["nothing: the target as it was", "", "–", "3.000"], ["these samples", "1,200", "0.600 [0.550, 0.650]", "–"]]);
+  });
+
+  it("shows a language job before and after", () => {
+    const table = tabulate({ before: { own: figure }, after: { own: { value: null } }, change: { own: { value: -0.1, low: -0.2, high: 0 } } });
+    expect(table.rows).toEqual([["own", "0.600 [0.550, 0.650]", "–", "−0.100 [−0.200, 0.000]"]]);
+    expect(tabulate({}).rows).toEqual([]);
+    expect(figureText(undefined)).toBe("–");
   });
 });
 

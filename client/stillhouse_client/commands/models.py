@@ -97,7 +97,10 @@ def show(
     if files:
         output.table(
             ["file", "#size", "digest"],
-            [(name, output.size(blob.size_bytes), blob.digest[:12]) for name, blob in files],
+            [
+                (name, output.size(blob.size_bytes) if blob.size_bytes else "-", blob.digest[:12])
+                for name, blob in files
+            ],
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from stillhouse_client.job_report import Arm, Histogram, Measure, Round, number
+from stillhouse_client.job_report import Arm, Histogram, Measure, Round, number, run_name
 from stillhouse_client.report import theme
 
 _RULE = "#B9BEC5"
@@ -79,9 +80,10 @@ def curves(axes: Axes, lines: dict[str, list[tuple[float, float]]]) -> None:
             marker="o" if len(points) < 20 else "",
             ms=3,
             lw=1.6,
-            label=run or None,
+            label=run_name(run) or None,
         )
     axes.set(xlabel="step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes)
 
 

@@ -1,9 +1,10 @@
 /** The calls with which data become a student or a model: datasets, teachers, concept sets, jobs, samples. */
 
-import { ApiError, call, query } from "../api/client";
+import { ApiError, bytes, call, query } from "../api/client";
 import { newId } from "../api/students";
 import type { components } from "../api/schema";
 import type { Dataset, DistillationJob } from "../api/types";
+import type { Report } from "./report";
 import type { Sample } from "./samples";
 
 type Schemas = components["schemas"];
@@ -103,6 +104,12 @@ export async function listSamples(job: string, signal?: AbortSignal): Promise<Sa
 /** Drops and keeps samples of a job that waits for its review; `finish` lets it go on. */
 export async function reviewSamples(job: string, change: { dropIds?: string[]; keepIds?: string[]; finish?: boolean }, requestId: string): Promise<void> {
   await call("POST", `/v1/${job}:reviewSamples`, { ...change, requestId });
+}
+
+/** The report that a job has written. */
+export async function readReport(project: string, digest: string, signal?: AbortSignal): Promise<Report> {
+  const data = await bytes(`${root(project)}/blobs/${digest}`, signal);
+  return JSON.parse(new TextDecoder().decode(data)) as Report;
 }
 
 export async function createConceptSet(project: string, conceptSetId: string, words: string[]): Promise<ConceptSet> {

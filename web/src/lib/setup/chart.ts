@@ -30,7 +30,7 @@ export function drawCurves(chart: ECharts, runs: Readonly<Record<string, readonl
     {
       animation: false,
       grid: { left: 44, right: 14, top: 10, bottom: 24 },
-      xAxis: { type: "value", min: "dataMin", max: "dataMax", ...axis, splitLine: { show: false } },
+      xAxis: { type: "value", minInterval: 1, min: "dataMin", max: "dataMax", ...axis, splitLine: { show: false } },
       yAxis: { type: "value", scale: true, ...axis },
       tooltip: {
         // Rich text is drawn on the canvas: no markup is made of names, and the page's policy holds.
