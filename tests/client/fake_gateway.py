@@ -17,7 +17,6 @@ import grpc.aio
 import numpy as np
 from google.rpc import code_pb2, status_pb2
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc, items_pb2
-from stillhouse.concepts.v1 import concepts_pb2
 from stillhouse.gateway.v1 import datasets_pb2 as datasets
 from stillhouse.gateway.v1 import (
     datasets_pb2_grpc,
@@ -26,10 +25,8 @@ from stillhouse.gateway.v1 import (
     students_pb2_grpc,
 )
 from stillhouse.gateway.v1 import jobs_pb2 as jobs
-from stillhouse.gateway.v1 import models_pb2 as models
 from stillhouse.gateway.v1 import students_pb2 as students
 from stillhouse.student.v1 import student_pb2
-from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import tensors
 from services.common.errors import InvalidInput, NotFound
@@ -333,27 +330,6 @@ class Blobs(students_pb2_grpc.BlobServiceServicer):
             yield students.ReadBlobResponse(chunk=data[start : start + 1000])
 
 
-class Models(fake_language.LanguageModels, models_pb2_grpc.ModelServiceServicer):
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    async def ListTeachers(self, request: Any, context: Any) -> models.ListTeachersResponse:
-        lite = teacher_pb2.Model(name=f"{P}/models/efficientnet-lite0", licence="Apache-2.0")
-        return models.ListTeachersResponse(models=[lite, *fake_language.known()])
-
-    async def ListProjectEncoders(self, request: Any, context: Any) -> Any:
-        encoder = concepts_pb2.Encoder(name=f"{P}/encoders/effl2-minilm", embedding_dim=384)
-        return models.ListProjectEncodersResponse(encoders=[encoder])
-
-    async def ListProjectConceptSets(self, request: Any, context: Any) -> Any:
-        found = concepts_pb2.ConceptSet(name=f"{P}/conceptSets/everyday", built_in=True)
-        return models.ListProjectConceptSetsResponse(concept_sets=[found])
-
-    async def CreateProjectConceptSet(self, request: Any, context: Any) -> Any:
-        found = concepts_pb2.ConceptSet(name=f"{P}/conceptSets/{request.concept_set_id}")
-        return models.CreateProjectConceptSetResponse(concept_set=found)
-
-
 def status(code: int, message: str) -> status_pb2.Status:
     """Return a status."""
     return status_pb2.Status(code=code, message=message)
@@ -398,7 +374,7 @@ def serve(jobs_of: Callable[[World], Jobs] = Jobs) -> Iterator[World]:
         jobs_pb2_grpc.add_DistillationServiceServicer_to_server(jobs_of(world), server)
         students_pb2_grpc.add_StudentsServiceServicer_to_server(Students(world), server)
         students_pb2_grpc.add_BlobServiceServicer_to_server(Blobs(world), server)
-        models_pb2_grpc.add_ModelServiceServicer_to_server(Models(world), server)
+        models_pb2_grpc.add_ModelServiceServicer_to_server(fake_language.Models(world), server)
         world.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         started.set()

@@ -9,8 +9,10 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
+from stillhouse.concepts.v1 import concepts_pb2
 from stillhouse.gateway.v1 import jobs_pb2 as jobs
 from stillhouse.gateway.v1 import models_pb2 as models
+from stillhouse.gateway.v1 import models_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.errors import NotFound, Precondition
@@ -141,10 +143,27 @@ class Watched:
                 await asyncio.sleep(30)
 
 
-class LanguageModels:
-    """The calls on one language model, `tiny`."""
+class Models(models_pb2_grpc.ModelServiceServicer):
+    """What there is, and the calls on one language model, `tiny`."""
 
-    world: Any
+    def __init__(self, world: Any) -> None:
+        self.world = world
+
+    async def ListTeachers(self, request: Any, context: Any) -> models.ListTeachersResponse:
+        lite = teacher_pb2.Model(name=f"{P}/models/efficientnet-lite0", licence="Apache-2.0")
+        return models.ListTeachersResponse(models=[lite, *known()])
+
+    async def ListProjectEncoders(self, request: Any, context: Any) -> Any:
+        encoder = concepts_pb2.Encoder(name=f"{P}/encoders/effl2-minilm", embedding_dim=384)
+        return models.ListProjectEncodersResponse(encoders=[encoder])
+
+    async def ListProjectConceptSets(self, request: Any, context: Any) -> Any:
+        found = concepts_pb2.ConceptSet(name=f"{P}/conceptSets/everyday", built_in=True)
+        return models.ListProjectConceptSetsResponse(concept_sets=[found])
+
+    async def CreateProjectConceptSet(self, request: Any, context: Any) -> Any:
+        found = concepts_pb2.ConceptSet(name=f"{P}/conceptSets/{request.concept_set_id}")
+        return models.CreateProjectConceptSetResponse(concept_set=found)
 
     async def GetTeacher(self, request: Any, context: Any) -> models.GetTeacherResponse:
         check(request.name)
