@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -131,7 +132,16 @@ def files_of(blobs: BlobStore, project: str, model_id: str) -> pb.ProjectModelFi
         return None
     return pb.ProjectModelFiles(
         base=record.base,
-        files={name: items_pb2.BlobRef(digest=digest) for name, digest in record.files.items()},
+        files={name: _blob(blobs, project, digest) for name, digest in record.files.items()},
         weights_digest=record.weights_digest,
         card_json=json.dumps(record.card, sort_keys=True, ensure_ascii=False),
     )
+
+
+def _blob(blobs: BlobStore, project: str, digest: str) -> items_pb2.BlobRef:
+    """Return a blob with its size; 0 where it is gone."""
+    try:
+        with blobs.open(project, digest) as file:
+            return items_pb2.BlobRef(digest=digest, size_bytes=file.seek(0, os.SEEK_END))
+    except NotFound:
+        return items_pb2.BlobRef(digest=digest)

@@ -40,7 +40,7 @@ from services.gateway.jobs.training import train
 from services.gateway.jobs.tuneshift_arms import Arm, build_arms, steps_of, to_records
 from services.gateway.jobs.tuneshift_checks import check_tuneshift_job, tuneshift_names
 from services.gateway.jobs.tuneshift_figures import Sample, coverage
-from services.gateway.jobs.tuneshift_report import Run, arm_reports, curves_of, make_report
+from services.gateway.jobs.tuneshift_report import Run, make_report
 from services.gateway.jobs.tuneshift_round import filter_of
 from services.gateway.jobs.tuneshift_rounds import Rounds, read_outcome, run_rounds
 from services.gateway.jobs.tuneshift_specs import arms_of, model_id_of
@@ -149,23 +149,19 @@ async def publish(job: Job, plan: TuneShiftPlan, made: Made, fitted: Fitted) -> 
 
     reports = {digest: await read(digest) for digest in digests}
     references = {role: await read(digest) for role, digest in fitted["references"].items()}
-    arms, before, paired = arm_reports(fitted["runs"], reports, references.pop("target", {}))
-    report = make_report(
+    report = await asyncio.to_thread(
+        make_report,
         own,
         filter_of(spec),
-        arms=arms,
-        before=before,
-        paired_random=paired,
-        references=references,
-        curves=curves_of(fitted["runs"], reports),
+        fitted["runs"],
+        reports,
+        references,
         coverage=coverage(await _groups(job, plan), [one["prompt"] for one in used]),
         extra={
             "ended": made["own"]["ended"],
-            "generated_tokens": made["own"]["tokens"]
-            + (made["style"]["tokens"] if made["style"] else 0),
+            "generated_tokens": sum(one["tokens"] for one in (made["own"], made["style"]) if one),
             "examples": len(used),
             "decisions": len(decided),
-            "seconds": sum(arm["seconds"] for arm in arms),
         },
     )
     model = await publish_model(job, model_id_of(spec), fitted["model"])

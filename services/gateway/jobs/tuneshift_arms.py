@@ -7,6 +7,7 @@ larger, so that it is gone through fewer times.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,8 @@ async def build_arms(
         elif name == "seeds_only":
             drawn = [await _seed_answers(job, plan)] * seeds
         else:
-            drawn = [_chosen(name, spec, rounds, style, kept)] * seeds
+            chosen = await asyncio.to_thread(_chosen, name, spec, rounds, style, kept)
+            drawn = [chosen] * seeds
         if drawn[0]:
             found.append(Arm(name, tuple(map(tuple, drawn))))
         else:

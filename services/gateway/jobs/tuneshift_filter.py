@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
 DEFAULT_TAU = 1.5
@@ -22,6 +23,8 @@ DEFAULT_SIMILARITY = 0.7
 FEWEST_ANSWER_WORDS = 8
 """Shorter answers are alike by chance, so they alone make no duplicate."""
 _MOST_EXPONENT = 80.0
+_SURROGATES = 0xD800
+_CHARACTERS = 0x110000 - 0x800 - 1
 _WORD = re.compile(r"\w+", re.UNICODE)
 
 Floats = NDArray[np.float64]
@@ -98,12 +101,16 @@ def rouge_l(first: Sequence[str], second: Sequence[str]) -> float:
 
 
 class Kept:
-    """The examples kept so far, against which new ones are compared."""
+    """The examples kept so far, against which new ones are compared.
+
+    Words become single characters, so that one call compares a text with all others.
+    """
 
     def __init__(self, similarity: float = DEFAULT_SIMILARITY) -> None:
         self._similarity = similarity
-        self._prompts: list[tuple[str, list[str]]] = []
-        self._answers: list[tuple[str, list[str]]] = []
+        self._characters: dict[str, str] = {}
+        self._prompts: dict[str, list[str]] = {}
+        self._answers: dict[str, list[str]] = {}
 
     def is_duplicate(self, prompt: str, answer: str, word: str = "") -> bool:
         """Whether prompt or answer is more alike to a kept one than allowed.
@@ -111,27 +118,34 @@ class Kept:
         Prompts that one template made with different words are about different things: `word` is
         the one filled in, and only examples with an equal one are compared.
         """
-        prompt_words, answer_words = words_of(prompt), words_of(answer)
-        if self._alike(prompt_words, word, self._prompts):
+        if self._is_alike(self._coded(prompt), self._prompts.get(word, [])):
             return True
-        long = len(answer_words) >= FEWEST_ANSWER_WORDS
-        return long and self._alike(answer_words, word, self._answers)
+        coded = self._coded(answer)
+        long = len(coded) >= FEWEST_ANSWER_WORDS
+        return long and self._is_alike(coded, self._answers.get(word, []))
 
     def add(self, prompt: str, answer: str, word: str = "") -> None:
         """Remember a kept example."""
-        self._prompts.append((word, words_of(prompt)))
-        self._answers.append((word, words_of(answer)))
+        self._prompts.setdefault(word, []).append(self._coded(prompt))
+        self._answers.setdefault(word, []).append(self._coded(answer))
 
-    def _alike(self, words: list[str], word: str, others: list[tuple[str, list[str]]]) -> bool:
-        return any(
-            other_word == word and self._more_alike(words, other) for other_word, other in others
-        )
-
-    def _more_alike(self, first: list[str], second: list[str]) -> bool:
-        """As `rouge_l(...) > similarity`, without the search where lengths rule it out."""
-        total = len(first) + len(second)
-        if 2 * min(len(first), len(second)) <= self._similarity * total:
+    def _is_alike(self, text: str, others: Sequence[str]) -> bool:
+        """As `rouge_l(...) > similarity` for any of the others."""
+        if not text or not others:
             return False
-        need = math.floor(self._similarity * total / 2) + 1
-        found = LCSseq.similarity(first, second, score_cutoff=need)
-        return 2.0 * found > self._similarity * total
+        common = process.cdist([text], others, scorer=LCSseq.similarity, dtype=np.int32)[0]
+        totals = len(text) + np.fromiter(map(len, others), np.int64, len(others))
+        return bool((2.0 * common > self._similarity * totals).any())
+
+    def _coded(self, text: str) -> str:
+        """Return a text with a character for each word, the same one for the same word."""
+        for word in (words := words_of(text)):
+            if word not in self._characters:
+                self._characters[word] = _character(len(self._characters))
+        return "".join(self._characters[word] for word in words)
+
+
+def _character(number: int) -> str:
+    """Return the number-th character, surrogates left out; beyond the last they begin again."""
+    code = 1 + number % _CHARACTERS
+    return chr(code if code < _SURROGATES else code + 0x800)

@@ -74,31 +74,35 @@ def arm_reports(
 def make_report(
     rounds: Sequence[Sequence[Sample]],
     settings: Filter,
-    *,
-    arms: Sequence[Report],
-    before: Mapping[str, Estimate],
-    paired_random: Mapping[str, Estimate],
+    runs: Sequence[Run],
+    reports: Mapping[str, Report],
     references: Mapping[str, Report],
-    curves: Sequence[Report],
+    *,
     coverage: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> Report:
-    """Return the whole report as JSON values."""
+    """Return the whole report as JSON values. Blocking, some seconds for thousands of examples.
+
+    `reports` holds the reports of the runs by digest; `references` those of models that were only
+    measured: `target` as it was, `base`, `tuned`.
+    """
     pool = [one for samples in rounds for one in samples]
-    kept = sum(is_kept(one) for one in pool)
+    arms, before, paired = arm_reports(runs, reports, references.get("target", {}))
+    others = {role: found for role, found in references.items() if role != "target"}
     return {
         "kind": "tuneshift",
-        "before": dict(before),
-        "arms": list(arms),
-        "paired_random": dict(paired_random),
-        "references": {role: found.get("before", {}) for role, found in references.items()},
+        "before": before,
+        "arms": arms,
+        "paired_random": paired,
+        "references": {role: found.get("before", {}) for role, found in others.items()},
         "rounds": [round_figures(at, samples) for at, samples in enumerate(rounds, start=1)],
         "gap_histogram": gap_histogram(pool, settings.gap_threshold),
         "tau_counts": tau_counts(rounds, settings),
-        "keep_rate": kept / max(len(pool), 1),
+        "keep_rate": sum(map(is_kept, pool)) / max(len(pool), 1),
         "fact_coverage": dict(coverage),
-        "curves": list(curves),
+        "curves": curves_of(runs, reports),
         "budget": _BUDGET,
+        "seconds": sum(arm["seconds"] for arm in arms),
         **extra,
     }
 
