@@ -4,7 +4,7 @@ The student is every second layer of SmolLM2-135M, the teacher all of it, the te
 Union addresses. Four students get the same sequences in the same order, the same steps and rates:
 
 - `ce`: plain cross-entropy to the text;
-- `full`: forward KL to the teacher's whole distribution, computed in every step;
+- `full`: forward KL to the teacher's whole distribution;
 - `sparse`: RS-KD, forward KL to stored draws, 40 bytes a token at most, everything counted;
 - `topk`: the teacher's most probable ids at the same bytes, scaled to sum to 1.
 
@@ -36,12 +36,16 @@ from services.common.settings import ModelSettings
 from services.common.targets import TargetShard
 from services.common.texts import TextRecord
 from services.student.language.data import Batch, TargetBank, collate
-from services.student.language.evaluation import Examinee, Named, cross_entropies
-from services.student.language.losses import cross_entropy, divergence
 from services.student.language.objective import target_logits
 from services.student.language.plan import plan_steps
-from services.student.language.sparse_losses import SparseTargets, sampled_cross_entropy
-from services.teacher.language.heads import Head
+from services.student.language.scoring import Examinee, Named, cross_entropies
+from services.student.language.sparse_losses import (
+    ROWS,
+    SparseTargets,
+    label_targets,
+    sampled_cross_entropy,
+)
+from services.teacher.language.heads import Head, hidden_states
 from services.teacher.language.targets import TargetOptions, sparse_targets
 from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import (
@@ -113,6 +117,17 @@ def store(
     return TargetBank([TargetShard.from_bytes(data)])
 
 
+@torch.no_grad()
+def remember(loaded: LoadedLanguageModel, sequences: Sequence[PackedSequence]) -> list[Tensor]:
+    """The teacher's last hidden state before each target, [targets, d] of each sequence: its whole
+    distribution is one product away."""
+    found = []
+    for one in sequences:
+        states = hidden_states(loaded.model, [one.tokens])[0]
+        found.append(states[torch.from_numpy(np.flatnonzero(one.is_target) - 1)])
+    return found
+
+
 def make_student(arm: Arm, teacher: Any, steps: int, rate: float) -> Student:
     """A fresh copy of every second layer of the teacher, weights in float32."""
     layers = range(0, int(teacher.config.num_hidden_layers), 2)
@@ -135,29 +150,40 @@ def renormalised(targets: SparseTargets) -> SparseTargets:
     return replace(targets, weight=targets.weight / sums[targets.row])
 
 
-def loss_of(arm: Arm, logits: Tensor, batch: Batch, whole: Tensor | None) -> Tensor:
-    """The loss of an arm; `whole` are the teacher's logits."""
-    if arm == "ce":
-        return cross_entropy(logits, batch.labels)
+def backward(arm: Arm, logits: Tensor, batch: Batch, states: Tensor, head: Head) -> None:
+    """Send the gradient of an arm's loss back; `states` [N, d] are the teacher's."""
     if arm == "full":
-        assert whole is not None
-        return divergence("forward_kl", logits, whole)
-    assert batch.targets is not None
-    targets = batch.targets if arm == "sparse" else renormalised(batch.targets)
-    return sampled_cross_entropy(logits, targets)
+        logits.backward(kl_gradient(logits, states, head))  # type: ignore[no-untyped-call]
+        return
+    targets = label_targets(batch.labels) if arm == "ce" else batch.targets
+    assert targets is not None
+    loss = sampled_cross_entropy(logits, renormalised(targets) if arm == "topk" else targets)
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def kl_gradient(logits: Tensor, states: Tensor, head: Head) -> Tensor:
+    """(q - p) / N, the gradient of KL(p || q) by the logits [N, V], some rows at a time."""
+    grad = torch.empty_like(logits)
+    for at in range(0, len(logits), ROWS):
+        rows = slice(at, at + ROWS)
+        p = head(states[rows]).softmax(dim=-1)
+        grad[rows] = logits[rows].float().softmax(dim=-1).sub_(p).div_(len(logits))
+    return grad
 
 
 def step(
     student: Student,
     sequences: Sequence[PackedSequence],
     bank: TargetBank | None,
-    whole: Tensor | None,
+    states: Tensor,
+    head: Head,
 ) -> None:
     """One optimizer step, timed."""
     start_s = time.perf_counter()
     batch = collate(sequences, bank)
     logits = target_logits(student.model, batch, dtype=torch.bfloat16)
-    loss_of(student.arm, logits, batch, whole).backward()
+    backward(student.arm, logits, batch, states, head)
     torch.nn.utils.clip_grad_norm_(student.model.parameters(), 1.0)
     student.optimizer.step()
     student.schedule.step()
@@ -169,25 +195,23 @@ def train(
     loaded: LoadedLanguageModel,
     corpus: Corpus,
     banks: dict[Arm, TargetBank],
-    arms: Sequence[Arm],
+    states: Sequence[Tensor],
     *,
     steps: int,
     rate: float,
     seed: int,
 ) -> list[Student]:
     """Train the arms side by side; who goes first changes from step to step."""
-    students = [make_student(arm, loaded.model, steps, rate) for arm in arms]
+    students = [make_student(arm, loaded.model, steps, rate) for arm in ARMS]
+    head = Head(loaded.model, loaded.vocab_size)
     lengths = np.full(len(corpus.train), SEQUENCE_LENGTH)
     none = np.zeros(0, np.int64)
     order = plan_steps(lengths, none, steps=steps, batch=BATCH, replay_share=0.0, seed=seed)
     for at, places in enumerate(order):
         sequences = [corpus.train[i] for i in places]
-        whole = None
-        if "full" in arms:
-            with torch.no_grad():
-                whole = target_logits(loaded.model, collate(sequences), dtype=torch.bfloat16)
+        taught = torch.cat([states[i] for i in places])
         for student in np.roll(np.array(students, dtype=object), at):
-            step(student, sequences, banks.get(student.arm), whole)
+            step(student, sequences, banks.get(student.arm), taught, head)
         if (at + 1) % max(1, steps // 5) == 0:
             print(f"seed {seed}, step {at + 1} of {steps}", flush=True)
     return students
@@ -239,15 +263,15 @@ def main() -> None:
     loaded = load_language_model(source, "default", MODEL, precision="bfloat16")
     corpus = make_corpus(read_speeches(), loaded, steps * BATCH)
     losses: dict[Arm, list[Any]] = {arm: [] for arm in ARMS}
+    options = TargetOptions(kind="top_k", bytes_per_token=BYTES_PER_TOKEN)
+    banks: dict[Arm, TargetBank] = {"topk": store(loaded, corpus.train, options)}
+    states = remember(loaded, corpus.train)
     runs, stored = [], 0.0
     for seed in range(seeds):
-        options = TargetOptions(kind="sampled", bytes_per_token=BYTES_PER_TOKEN, seed=seed)
-        banks: dict[Arm, TargetBank] = {
-            "sparse": store(loaded, corpus.train, options),
-            "topk": store(loaded, corpus.train, replace(options, kind="top_k")),
-        }
+        options = replace(options, kind="sampled", seed=seed)
+        banks["sparse"] = store(loaded, corpus.train, options)
         stored = max(stored, banks["sparse"].bytes_per_token)
-        made = train(loaded, corpus, banks, ARMS, steps=steps, rate=args.rate, seed=seed)
+        made = train(loaded, corpus, banks, states, steps=steps, rate=args.rate, seed=seed)
         runs.append(made)
         for student in made:
             losses[student.arm].append(measure(loaded, student.model, corpus))
@@ -266,7 +290,7 @@ def report(
 ) -> None:
     """The table and the JSON line."""
     print(f"teacher {teacher.mean():.4f} nats a token, held out")
-    shares = {arm: share(found, arm) for arm in ("sparse", "topk")}
+    shares = {arm: share(found, arm) for arm in ARMS[2:]}
     for arm in ARMS:
         print(f"{arm:7} {found[arm].mean():.4f}")
     for arm, (value, low, high) in shares.items():

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from services.common.targets import TargetShard
-from services.student.language import evaluation, measures
+from services.student.language import evaluation, measures, scoring
 from services.student.language.data import TargetBank
-from services.student.language.evaluation import Examinee, Named
 from services.student.language.generation import SamplingOptions, generate, text_of
 from services.student.language.plan import plan_steps
+from services.student.language.scoring import Examinee, Named
 from services.torch_common.language.packing import Encoder, answered
 from tests.student import language_suite as suite
 
@@ -35,7 +35,7 @@ def log_q(model, tokens) -> torch.Tensor:
 def test_cross_entropy_is_summed_over_the_targets_of_each_sequence(who):
     sequences = suite.sequences_of([*suite.answers(), *suite.texts(3)])
     named = [Named(str(at), "g", one) for at, one in enumerate(sequences)]
-    found = evaluation.cross_entropies(who, named)
+    found = scoring.cross_entropies(who, named)
     for item, one in zip(found, sequences, strict=True):
         scores = log_q(who.model, one.tokens)
         wanted = -sum(float(scores[at - 1, one.tokens[at]]) for at in np.flatnonzero(one.is_target))
@@ -49,7 +49,7 @@ def test_agreement_is_the_divergence_over_k_and_a_tail(who):
     kept = [suite.teach(other, one, "top_k", size=5) for one in sequences]
     bank = TargetBank([TargetShard.from_bytes(TargetShard.encode(kept, kind="top_k"))])
     named = [Named(str(at), str(at), one) for at, one in enumerate(sequences)]
-    found = evaluation.agreements(who, named, bank)
+    found = scoring.agreements(who, named, bank)
     for at, one in enumerate(sequences):
         rows = np.flatnonzero(one.is_target) - 1
         p, q = (log_q(m, one.tokens)[rows].double().exp() for m in (other, who.model))

@@ -12,6 +12,7 @@ from services.student.language.losses import DIVERGENCES, cross_entropy, diverge
 from services.student.language.sparse_losses import (
     SparseTargets,
     bucket_divergence,
+    label_targets,
     sampled_cross_entropy,
 )
 
@@ -125,6 +126,17 @@ def test_cross_entropy_is_the_mean_negative_log_probability(student):
     labels = torch.randint(V, (N,))
     wanted = -Categorical(logits=student).log_prob(labels).mean()
     assert torch.allclose(cross_entropy(student, labels), wanted)
+
+
+def test_labels_as_targets_are_the_same_loss_in_many_rows():
+    logits, labels = torch.randn(300, V, requires_grad=True), torch.randint(V, (300,))
+    found, wanted = (
+        sampled_cross_entropy(logits, label_targets(labels)),
+        cross_entropy(logits, labels),
+    )
+    assert torch.allclose(found, wanted)
+    ours = torch.autograd.grad(0.5 * found, logits)[0]
+    assert torch.allclose(ours, torch.autograd.grad(0.5 * wanted, logits)[0], atol=1e-7)
 
 
 def test_uld_sorts_and_pads(student):

@@ -7,8 +7,9 @@ from stillhouse.student.v1 import student_pb2
 from services.common.errors import InvalidInput, Precondition
 from services.common.texts import TextRecord
 from services.student.language.data import read_records, read_targets
-from services.student.language.evaluation import Exam, Named, name_texts, verifier_of
+from services.student.language.evaluation import Exam, verifier_of
 from services.student.language.generation import read_sampling
+from services.student.language.scoring import Named, name_texts
 from services.student.language.students import LanguageStudent
 from services.student.recipes import Training
 

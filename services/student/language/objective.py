@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from services.student.language.data import Batch
-from services.student.language.losses import cross_entropy
 from services.student.language.options import LossOptions
 from services.student.language.sparse_losses import (
     SparseTargets,
     bucket_divergence,
+    label_targets,
     sampled_cross_entropy,
 )
 
@@ -40,13 +40,13 @@ def distillation_loss(logits: Tensor, batch: Batch, options: LossOptions, kind: 
     targets of a kind (`sampled` or `top_k`), others by cross-entropy to the text.
     """
     if batch.targets is None or options.divergence is None:
-        return cross_entropy(logits, batch.labels)
+        return _cross_entropy(logits, batch.labels)
     if bool(batch.is_distilled.all()):
         return _distilled(logits, batch.labels, batch.targets, options, kind)
     taught, plain = batch.is_distilled, ~batch.is_distilled
     share = taught.sum() / len(taught)
     distilled = _distilled(logits[taught], batch.labels[taught], batch.targets, options, kind)
-    return share * distilled + (1 - share) * cross_entropy(logits[plain], batch.labels[plain])
+    return share * distilled + (1 - share) * _cross_entropy(logits[plain], batch.labels[plain])
 
 
 def _distilled(
@@ -67,7 +67,11 @@ def _distilled(
     weight = options.cross_entropy_weight
     if not weight:
         return loss
-    return (1 - weight) * loss + weight * cross_entropy(logits, labels)
+    return (1 - weight) * loss + weight * _cross_entropy(logits, labels)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return sampled_cross_entropy(logits, label_targets(labels))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,25 @@ from google.protobuf.json_format import MessageToDict
 from stillhouse.common.v1 import items_pb2
 from stillhouse.student.v1 import student_pb2
 
-from services.common.errors import Precondition
 from services.student.artefacts import Card, to_json
 from services.student.head_recipe import put
 from services.student.language import exams, students
-from services.student.language.data import (
-    TargetBank,
-    check_sequences,
-    read_records,
-    read_targets,
-)
-from services.student.language.evaluation import Examinee, cross_entropies, take
+from services.student.language.course import Course, Progress
+from services.student.language.data import TargetBank
+from services.student.language.evaluation import take
 from services.student.language.measures import Item, Measured
-from services.student.language.on_policy import open_teacher, pack_prompts
 from services.student.language.options import TrainingOptions, read_options
 from services.student.language.plan import plan_steps
+from services.student.language.reading import TrainingData, read_data
 from services.student.language.reports import make_report
 from services.student.language.requests import check_language
+from services.student.language.scoring import Examinee, cross_entropies
 from services.student.language.students import LanguageStudent
-from services.student.language.training import Course, Progress, Teach, fit
+from services.student.language.training import fit
 from services.student.recipes import Training
-from services.torch_common.language.packing import Packed, PackedSequence, pack
 
 HELDOUT_SEQUENCES = 64
 """Held-out sequences measured during training; all of them are measured before and after."""
-
-
-@dataclass(frozen=True)
-class _Data:
-    """What is trained on."""
-
-    sequences: list[PackedSequence]
-    replay: list[PackedSequence]
-    bank: TargetBank | None
-    skipped: list[str]
-    teach: Teach | None = None
 
 
 def train_language(
@@ -77,7 +61,7 @@ def _train(
 ) -> student_pb2.LanguageModelResult:
     training.progress("reading the data", 0, 0)
     exam = exams.read_exam(training, recipe, student, options.sequence_length)
-    data = None if recipe.evaluate_only else _read(training, recipe, options, student)
+    data = None if recipe.evaluate_only else read_data(training, recipe, options, student)
 
     def measure(who: Examinee, when: str) -> dict[str, list[Item]]:
         return take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
@@ -103,7 +87,7 @@ def _fit(
     recipe: student_pb2.LanguageRecipe,
     options: TrainingOptions,
     student: LanguageStudent,
-    data: _Data,
+    data: TrainingData,
     exam: exams.Exam,
 ) -> Progress:
     lengths, again = (
@@ -134,101 +118,6 @@ def _fit(
     )
     training.progress("training", 0, len(steps))
     return fit(student.model, course, options, training, dtype=student.dtype)
-
-
-def _read(
-    training: Training,
-    recipe: student_pb2.LanguageRecipe,
-    options: TrainingOptions,
-    student: LanguageStudent,
-) -> _Data:
-    """The sequences to train on. Raises InvalidInput, Precondition before any work is done."""
-    if recipe.HasField("on_policy"):
-        return _read_prompts(training, recipe, options, student)
-    blobs, project = training.blobs, training.project
-    longest = min(options.sequence_length, student.context_length)
-    encoder = student.loaded.encoder
-    texts = read_records(blobs, project, recipe.text_shards, field="text_shards")
-    packed = pack(texts, encoder, longest)
-    bank = read_targets(blobs, project, recipe.target_shards, field="target_shards")
-    found, skipped = packed.sequences, list(packed.skipped)
-    if bank is not None:
-        check_bank(bank, options)
-        stored = bank.sequences(student.vocab_size)
-        found = _matched(found, bank) if found else stored
-    check_sequences(found, student.context_length, "text_shards")
-    replay = _read_replay(training, recipe, options, student)
-    return _Data(found, replay.sequences, bank, skipped + replay.skipped)
-
-
-def _read_prompts(
-    training: Training,
-    recipe: student_pb2.LanguageRecipe,
-    options: TrainingOptions,
-    student: LanguageStudent,
-) -> _Data:
-    """The prompts to answer, and the teacher that scores answers."""
-    blobs, project, encoder = training.blobs, training.project, student.loaded.encoder
-    records = read_records(blobs, project, recipe.text_shards, field="text_shards")
-    found, skipped = pack_prompts(records, encoder, student.context_length)
-    check_sequences(found, student.context_length, "text_shards")
-    replay = _read_replay(training, recipe, options, student)
-    teacher = open_teacher(
-        recipe,
-        encoder,
-        student.loaded.tokenizer_digest,
-        address=training.surroundings.teacher_address,
-        max_message_bytes=training.surroundings.max_message_bytes,
-        temperature=options.loss.temperature,
-        dtype=student.dtype,
-        seed=options.seed,
-    )
-    known = frozenset(one.digest for one in replay.sequences)
-    teach = replace(teacher, replay=known)
-    return _Data(found, replay.sequences, None, skipped + replay.skipped, teach)
-
-
-def _read_replay(
-    training: Training,
-    recipe: student_pb2.LanguageRecipe,
-    options: TrainingOptions,
-    student: LanguageStudent,
-) -> Packed:
-    """The replay's sequences."""
-    refs = recipe.replay_shards
-    records = read_records(training.blobs, training.project, refs, field="replay_shards")
-    longest = min(options.sequence_length, student.context_length)
-    return pack(records, student.loaded.encoder, longest)
-
-
-def check_bank(bank: TargetBank, options: TrainingOptions) -> None:
-    """Raise Precondition where stored targets cannot serve the loss."""
-    loss = options.loss
-    if loss.divergence is None:
-        return
-    if bank.kind == "sampled" and loss.divergence != "forward_kl":
-        raise Precondition(
-            f"sampled targets estimate forward KL alone; {loss.divergence} needs top-k targets",
-            differences={"targets": f"sampled, for {loss.divergence}"},
-        )
-    if bank.temperature != loss.temperature:
-        raise Precondition(
-            f"the targets are of temperature {bank.temperature:g}, the loss asks for "
-            f"{loss.temperature:g}",
-            differences={"temperature": f"{bank.temperature:g} != {loss.temperature:g}"},
-        )
-
-
-def _matched(sequences: list[PackedSequence], bank: TargetBank) -> list[PackedSequence]:
-    """The sequences, if the bank knows all of them. Raises Precondition."""
-    unknown = sum(not bank.knows(one.digest) for one in sequences)
-    if unknown:
-        raise Precondition(
-            f"{unknown} of {len(sequences)} sequences have no targets; give the targets the same "
-            "records and sequence_length",
-            differences={"sequences": f"{unknown} without targets"},
-        )
-    return sequences
 
 
 def _store(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from services.student.artefacts import Card
+from services.student.language.course import Progress
 from services.student.language.measures import Measured, as_json, change, estimates
-from services.student.language.training import Progress
 
 _JUDGED = ("choice_accuracy", "task_accuracy")
 

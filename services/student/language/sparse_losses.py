@@ -10,7 +10,9 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from services.student.language.losses import (
     without_autocast,
 )
 
+ROWS = 128
+"""Rows in work at a time: few enough to stay out of fresh memory."""
 TAIL_FLOOR = 1e-6
 """Least probability of a tail bucket: below it float32 sums of probabilities are noise."""
 
@@ -58,8 +62,15 @@ def sampled_cross_entropy(
     _check(logits, targets)
     with without_autocast(logits):
         scaled = logits if temperature == 1.0 else logits.float() / temperature
-        loss: Tensor = _SparseCrossEntropy.apply(scaled, targets.ids, targets.row, targets.weight)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SparseCrossEntropy.apply(scaled, targets)  # type: ignore[no-untyped-call]
         return temperature**2 * loss
+
+
+def label_targets(labels: Tensor) -> SparseTargets:
+    """Targets that say each label [n] with certainty: their loss is plain cross-entropy."""
+    ones = torch.ones(len(labels), device=labels.device)
+    row = torch.arange(len(labels), device=labels.device)
+    return SparseTargets(labels, row, ones, torch.zeros_like(ones))
 
 
 def bucket_divergence(
@@ -76,10 +87,14 @@ def bucket_divergence(
     Times temperature squared; the stored probabilities are of that temperature. Returns a scalar.
     """
     _check(logits, targets)
+
+    def summed(part: Tensor, some: SparseTargets) -> Tensor:
+        log_p, log_q = bucket_log_probabilities(part, some, temperature=temperature)
+        return pointwise(name, log_p, log_q, beta=beta, skew=skew).sum()
+
     with without_autocast(logits):
-        log_p, log_q = bucket_log_probabilities(logits, targets, temperature=temperature)
-        terms = pointwise(name, log_p, log_q, beta=beta, skew=skew)
-        return temperature**2 * terms.sum() / len(logits)
+        loss: Tensor = _RowByRow.apply(logits, targets, summed)  # type: ignore[no-untyped-call]
+        return temperature**2 * loss
 
 
 def bucket_log_probabilities(
@@ -94,31 +109,88 @@ def bucket_log_probabilities(
     return torch.cat([targets.weight.log(), p_tail]), torch.cat([log_q, q_tail])
 
 
-class _SparseCrossEntropy(torch.autograd.Function):
-    """Keeps logits in the type they came in and makes one [n, V] tensor for the gradient,
-    softmax * sum(weight) - weight, where autograd would make three.
+class _RowByRow(torch.autograd.Function):
+    """The mean over rows of a loss, and in the same pass its gradient, some rows at a time.
+
+    One tensor in the type of the logits is all that is kept, where autograd would keep several in
+    float32. `summed` gives the summed loss of some rows.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, row: Tensor, weight: Tensor) -> Tensor:
-        log_sum = logits.float().logsumexp(dim=-1)
-        total = torch.zeros_like(log_sum).index_add_(0, row, weight)
-        ctx.save_for_backward(logits, ids, row, weight, log_sum, total)
-        picked = (weight * logits[row, ids].float()).sum()
-        return ((total * log_sum).sum() - picked) / len(logits)
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: SparseTargets,
+        summed: Callable[[Tensor, SparseTargets], Tensor],
+    ) -> Tensor:
+        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), device=logits.device)
+        for rows, some in slices(targets):
+            part = logits[rows].to(torch.float32, copy=True)
+            if grad is None:
+                total += summed(part, some)
+                continue
+            with torch.enable_grad():
+                part.requires_grad_()
+                loss = summed(part, some)
+            total += loss.detach()
+            grad[rows] = torch.autograd.grad(loss, part)[0].div_(len(logits))
+        ctx.save_for_backward(grad)
+        return total / len(logits)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, ids, row, weight, log_sum, total = ctx.saved_tensors
-        grad = (
-            logits.float().sub_(log_sum[:, None])
-            if logits.dtype != torch.float32
-            else (logits - log_sum[:, None])
+        (grad,) = ctx.saved_tensors
+        return grad if bool(upstream[0] == 1) else grad * upstream[0], None, None
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """The same for the cross-entropy over stored ids, whose gradient, softmax * sum(weight) -
+    weight, is made in place."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: SparseTargets) -> Tensor:
+        grad = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), device=logits.device)
+        for rows, some in slices(targets):
+            part = logits[rows].to(torch.float32, copy=True)
+            total += _forward_rows(part, some.ids, some.row, some.weight)
+            if grad is not None:
+                grad[rows] = part.div_(len(logits))
+        ctx.save_for_backward(grad)
+        return total / len(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad if bool(upstream[0] == 1) else grad * upstream[0], None
+
+
+def slices(targets: SparseTargets) -> Iterator[tuple[slice, SparseTargets]]:
+    """Some rows and their targets, numbered from 0, at a time."""
+    count = len(targets.tail)
+    starts = torch.arange(0, count + ROWS, ROWS, device=targets.row.device)
+    ends = torch.searchsorted(targets.row, starts).tolist()
+    for at, (begin, end) in enumerate(pairwise(ends)):
+        rows = slice(at * ROWS, (at + 1) * ROWS)
+        row = targets.row[begin:end] - at * ROWS
+        yield (
+            rows,
+            SparseTargets(
+                targets.ids[begin:end], row, targets.weight[begin:end], targets.tail[rows]
+            ),
         )
-        grad.exp_().mul_(total[:, None])
-        grad.index_put_((row, ids), -weight, accumulate=True)
-        grad.mul_(upstream[0] / len(logits))
-        return grad.to(logits.dtype), None, None, None
+
+
+def _forward_rows(part: Tensor, ids: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """The summed loss of float32 logits [rows, V], which become its gradient in place."""
+    picked = (weight * part[row, ids]).sum()
+    highest = part.amax(dim=-1, keepdim=True)
+    sums = part.sub_(highest).exp_().sum(dim=-1)
+    weights = torch.zeros_like(sums).index_add_(0, row, weight)
+    part.mul_((weights / sums)[:, None])
+    part.index_put_((row, ids), -weight, accumulate=True)
+    return (weights * (highest[:, 0] + sums.log())).sum() - picked
 
 
 def _check(logits: Tensor, targets: SparseTargets) -> None:

@@ -15,8 +15,8 @@ from services.common.catalogue import load_catalogue
 from services.common.errors import InvalidInput, Precondition
 from services.common.model_records import LanguageModelRecord
 from services.common.weights import content_digest
-from services.student.language.evaluation import Examinee
 from services.student.language.options import ATTENTION_AND_FEED_FORWARD, LoraOptions
+from services.student.language.scoring import Examinee
 from services.student.recipes import Training
 from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import (
