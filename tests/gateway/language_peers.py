@@ -83,6 +83,8 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
     def __init__(self, blobs: BlobStore) -> None:
         self.blobs = blobs
         self.calls: Counter[str] = Counter()
+        self.hold_after = 10**9
+        """Calls of Generate after which one waits for ever."""
 
     async def GetModel(self, request: Any, context: Any) -> teacher_pb2.GetModelResponse:
         model = request.name.rsplit("/", 1)[-1]
@@ -133,6 +135,8 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
         self, request: Any, context: Any
     ) -> AsyncIterator[teacher_pb2.GenerateResponse]:
         self.calls["Generate"] += 1
+        while self.calls["Generate"] > self.hold_after:
+            await asyncio.sleep(0.02)
         model = request.model.rsplit("/", 1)[-1]
         if model not in MODELS:
             raise NotFound(f"there is no model {request.model}", resource=request.model)

@@ -38,6 +38,19 @@ class Lab:
     student: Student
     blobs: BlobStore
 
+    def fresh(self, name: str) -> None:
+        """Work in a project of its own, and count calls anew."""
+        HERE.project = f"p-{zlib.crc32(name.encode())}"
+        self.teacher.calls.clear()
+        self.student.recipes.clear()
+
+    async def restart(self) -> None:
+        """Stop the gateway's engine and start another, as a restart does."""
+        gateway = self.world.gateway
+        await gateway.engine.stop()
+        gateway.engine = Engine(gateway.engine._tools, STORIES)
+        await gateway.engine.start()
+
     async def get(self, path: str) -> Any:
         return await self.world.http.get(f"{lab_root()}{path}")
 
@@ -108,9 +121,7 @@ async def one_lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab
 @pytest.fixture
 def lab(one_lab: Lab, request: pytest.FixtureRequest) -> Lab:
     """The one lab, in a project of the test's own."""
-    HERE.project = f"p-{zlib.crc32(request.node.name.encode())}"
-    one_lab.teacher.calls.clear()
-    one_lab.student.recipes.clear()
+    one_lab.fresh(request.node.name)
     return one_lab
 
 
@@ -382,10 +393,7 @@ async def test_a_person_reviews_before_training(lab: Lab) -> None:
             "DROPPED": 3,
             "RESTORED": 1,
         }
-    gateway = lab.world.gateway
-    await gateway.engine.stop()  # a gateway that goes and comes back waits on
-    gateway.engine = Engine(gateway.engine._tools, STORIES)
-    await gateway.engine.start()
+    await lab.restart()  # a gateway that goes and comes back waits on
     await asyncio.sleep(0.5)
     assert (await lab.job(name))["state"] == "JOB_STATE_RUNNING"
     await review(lab, name, {"dropIds": [kept[7]], "finish": True})
@@ -429,6 +437,21 @@ async def test_rounds_are_found_again_and_a_budget_ends_them(lab: Lab) -> None:
     again = await lab.done(await lab.start(tuneshift=shift(targetExamples=5, rounds=4)))
     assert len(again["json"]["rounds"]) == 1
     assert lab.teacher.calls["Generate"] == calls["Generate"]
+
+
+async def test_a_gateway_that_stops_in_a_round_goes_on_in_it(lab: Lab) -> None:
+    whole = await lab.done(await lab.start(tuneshift=shift(promptsPerRound=64, seed=5)))
+    lab.fresh("again")
+    lab.teacher.hold_after = 1  # the second shard of answers
+    name = await lab.start(tuneshift=shift(promptsPerRound=64, seed=5))
+    async with asyncio.timeout(20):
+        while lab.teacher.calls["Generate"] <= lab.teacher.hold_after:
+            await asyncio.sleep(0.02)
+    await lab.restart()
+    lab.teacher.hold_after = 10**9
+    job = await lab.done(name)
+    assert job["json"]["arms"] == whole["json"]["arms"]
+    assert job["json"]["rounds"] == whole["json"]["rounds"]
 
 
 async def test_a_tuneshift_that_cannot_work_is_refused(lab: Lab) -> None:

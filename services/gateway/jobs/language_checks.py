@@ -100,7 +100,7 @@ async def check_language_job(
     student = await model_plan(tools, spec.student, patient=patient)
     teacher = NO_MODEL
     if mode != "supervised":
-        teacher = await model_plan(tools, spec.teacher, method=_METHODS[mode], patient=patient)
+        teacher = await model_plan(tools, spec.teacher, methods=[_METHODS[mode]], patient=patient)
     check_chat([student, teacher], chat=spec.chat)
     same = same_tokens(teacher, student)
     if mode in ("stored_targets", "on_policy") and not same:
@@ -117,9 +117,9 @@ async def check_language_job(
 
 
 async def model_plan(
-    tools: Tools, name: str, *, method: str = "", patient: bool = True
+    tools: Tools, name: str, *, methods: Sequence[str] = (), patient: bool = True
 ) -> ModelPlan:
-    """Ask the teacher service for a language model that can serve `method`.
+    """Ask the teacher service for a language model that can serve `methods`.
 
     Raises NotFound, Precondition.
     """
@@ -132,10 +132,11 @@ async def model_plan(
     if reply.model.WhichOneof("spec") != "language_model":
         raise Precondition(f"{name} is not a language model")
     spec = reply.model.language_model
-    if method and spec.methods and method not in spec.methods:
+    missing = [method for method in methods if spec.methods and method not in spec.methods]
+    if missing:
         raise Precondition(
-            f"{name} cannot serve {method}: it serves {', '.join(spec.methods)}",
-            differences={"methods": f"{method} is not among {', '.join(spec.methods)}"},
+            f"{name} cannot serve {missing[0]}: it serves {', '.join(spec.methods)}",
+            differences={"methods": f"{missing[0]} is not among {', '.join(spec.methods)}"},
         )
     return ModelPlan(
         name=name,

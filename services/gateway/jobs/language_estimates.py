@@ -12,6 +12,7 @@ from stillhouse.common.v1 import language_pb2
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common.errors import Precondition, Unsupported
 from services.common.texts import TextManifest, TextRecord, unpack_records
 from services.gateway.jobs.answers import prompt_of
 from services.gateway.jobs.job import Tools
@@ -26,6 +27,7 @@ _GENERATE = 5.0
 """Time of a generated token over that of a scored one; measured on 2 cores at batch 16."""
 _TRAIN = 4.0
 """Time of a trained token over that of a scored one: forward, backward and optimizer."""
+_GUESSED_TOKEN_S = 1e-3
 _LOAD_S = 5.0
 _DEFAULT_EPOCHS = 3.0
 _DEFAULT_BATCH = 8
@@ -94,7 +96,10 @@ async def estimate_tuneshift_job(
 async def token_speed(
     tools: Tools, model: ModelPlan, sample: Sequence[TextRecord]
 ) -> tuple[float, float]:
-    """Return seconds per scored token of a model, and tokens per record of the sample."""
+    """Return seconds per scored token of a model, and tokens per record of the sample.
+
+    A model that scores nothing, behind another server, is guessed.
+    """
     request = teacher_pb2.ScoreRequest(
         model=model["name"],
         items=[
@@ -108,9 +113,13 @@ async def token_speed(
     )
     peers = tools.peers
     started_s = time.perf_counter()
-    reply = await peers.insist(
-        peers.teacher.Score, request, what="estimate", timeout_s=peers.shard_timeout_s
-    )
+    try:
+        reply = await peers.insist(
+            peers.teacher.Score, request, what="estimate", timeout_s=peers.shard_timeout_s
+        )
+    except (Precondition, Unsupported):
+        chars = sum(len(record.text or record.prompt + record.answer) for record in sample)
+        return _GUESSED_TOKEN_S, chars / _CHARS_PER_TOKEN / max(len(sample), 1)
     spent_s = time.perf_counter() - started_s
     counts = [r.score.token_count for r in reply.results if r.WhichOneof("outcome") == "score"]
     tokens = sum(counts) or 1

@@ -31,10 +31,10 @@ async def check_tuneshift_job(
     Raises NotFound for an unknown model, Precondition for models that cannot be compared.
     """
 
-    async def model(name: str, method: str = "") -> ModelPlan:
-        return await model_plan(tools, name, method=method, patient=patient)
+    async def model(name: str, *methods: str) -> ModelPlan:
+        return await model_plan(tools, name, methods=methods, patient=patient)
 
-    base, tuned = await model(spec.base, "Score"), await model(spec.tuned, "Generate")
+    base, tuned = await model(spec.base, "Score"), await model(spec.tuned, "Generate", "Score")
     if not same_tokens(base, tuned):
         raise different_tokens("base", base, "tuned", tuned)
     if base["digest"] == tuned["digest"]:
@@ -45,7 +45,7 @@ async def check_tuneshift_job(
         )
     target = await model(spec.target)
     generator = await model(spec.generator, "Generate") if spec.generator else tuned
-    style = await model(spec.style_model, "Generate") if spec.style_model else NO_MODEL
+    style = await model(spec.style_model, "Generate", "Score") if spec.style_model else NO_MODEL
     if style["name"] and not same_tokens(base, style):
         raise different_tokens("base", base, "style_model", style)
     check_chat([base, tuned, target, style], chat=spec.chat)
