@@ -65,7 +65,7 @@ class TextRecord:
 
 
 _FIELDS = {field.name for field in fields(TextRecord)}
-_COUNTED = ("text", "prompt", "answer", "reference", "choices")
+_COUNTED = ("text", "prompt", "answer", "reference", "choices", "chat")
 
 
 def pack_records(records: Iterable[TextRecord]) -> bytes:

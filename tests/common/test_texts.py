@@ -97,5 +97,6 @@ def test_shards_hold_one_split_and_a_bounded_number() -> None:
         "answer": 1,
         "reference": 1,
         "choices": 1,
+        "chat": 1,
     }
     json.dumps(count_fields(RECORDS))

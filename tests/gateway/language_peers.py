@@ -91,15 +91,16 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
         if model == "photos":
             image = teacher_pb2.ImageClassifierSpec(classes=["a"])
             return teacher_pb2.GetModelResponse(model=teacher_pb2.Model(image_classifier=image))
-        if model not in MODELS:
-            raise NotFound(f"there is no model {request.name}", resource=request.name)
-        tokenizer, vocabulary, context_length, chat = MODELS[model]
+        if model not in MODELS:  # one that a job made, or none: NotFound
+            self.blobs.get_ref(HERE.project, f"models/{model}")
+        tokenizer, vocabulary, context_length, chat = MODELS.get(model, MODELS["target"])
         spec = teacher_pb2.LanguageModelSpec(
             tokenizer_digest=tokenizer,
             vocab_size=vocabulary,
             context_length=context_length,
             has_chat_template=chat,
             precision="float32",
+            layer_count=4,
             methods=["Score", "Generate"] + ["SampleTargets"] * (model != "bigger"),
         )
         found = teacher_pb2.Model(name=request.name, digest=f"d-{model}", language_model=spec)

@@ -255,6 +255,8 @@ async def test_on_policy_hands_the_teacher_on(lab: Lab) -> None:
 
 async def test_what_does_not_fit_is_refused_before_any_work(lab: Lab) -> None:
     data, quiz = await prompts(lab), await facts(lab)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    chats = await lab.dataset("chats", [{"messages": turns, "split": "train"}])
     good = {"dataset": data, "teacher": name_of("tuned"), "student": name_of("twin")}
     cases = [
         ({"student": name_of("target")}, ["different tokenizers", "tuned", "target", "500 ids"]),
@@ -268,6 +270,9 @@ async def test_what_does_not_fit_is_refused_before_any_work(lab: Lab) -> None:
         ({"training": {"loss": "LANGUAGE_LOSS_ULD"}}, ["ULD"]),
         ({"chat": True}, ["no chat template"]),
         ({"keepLayers": [3, 1]}, ["keep_layers"]),
+        ({"keepLayers": [1, 4]}, ["keep_layers has 4", "twin", "0 to 3"]),
+        ({"modelId": "bigger"}, ["of the catalogue"]),
+        ({"dataset": chats}, ["no chat template"]),
         ({"bytesPerToken": 1}, ["bytes_per_token"]),
         ({"modelId": "tuned"}, ["would replace"]),
         ({"modelId": "../x"}, ["model_id"]),
@@ -495,10 +500,11 @@ async def test_a_model_is_tried_and_its_files_are_shown(lab: Lab) -> None:
         "dataset": await prompts(lab),
         "student": name_of("twin"),
         "mode": "LANGUAGE_MODE_SUPERVISED",
-        "modelId": "target",
+        "modelId": "mine",
     }
     await lab.done(await lab.start(language=spec))
-    found = (await lab.get("/models/target")).json()
+    await lab.done(await lab.start(language=spec))  # a model of the project may be made again
+    found = (await lab.get("/models/mine")).json()
     assert found["files"]["base"] == "twin"
     assert found["files"]["files"]["adapter_model.safetensors"]["sizeBytes"] == "7"
     assert json.loads(found["files"]["cardJson"]) == {"student": "twin"}

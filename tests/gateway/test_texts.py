@@ -80,6 +80,8 @@ def test_usual_field_names_are_understood(raw: dict[str, Any], expected: dict[st
         ({"prompt": "a", "choices": ["x", "y"]}, "which choice"),
         ({"prompt": "a", "choices": ["x", "y"], "choice_index": 2}, "out of range"),
         ({"prompt": "a", "choices": ["x", {}], "choice_index": 0}, "not text"),
+        ({"prompt": "a", "choices": ["x", " "], "choice_index": 0}, "is empty"),
+        ({"text": "a", "choices": ["x", "y"], "choice_index": 0}, "no prompt"),
         ({"messages": []}, "list of turns"),
         ({"messages": "hello"}, "list of turns"),
         ({"messages": [{"role": "system", "content": "a"}]}, "this one has system"),

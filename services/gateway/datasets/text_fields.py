@@ -84,6 +84,8 @@ def _plain(record: TextRecord, raw: Mapping[str, Any]) -> TextRecord:
         record, text=text, prompt=prompt, chat=bool(prompt) and raw.get("chat") is True
     )
     if raw.get("choices") is not None:
+        if not prompt:
+            raise Unfit("its choices have no prompt")
         choices = _choices(raw["choices"])
         return replace(record, choices=choices, choice_index=_choice_index(raw, choices))
     return replace(record, answer=_text(raw, _ANSWER, "answer") if prompt else "")
@@ -117,7 +119,10 @@ def _conversation(record: TextRecord, turns: Any) -> TextRecord:
 def _choices(value: Any) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < 2:
         raise Unfit("its choices are not a list of two or more")
-    return tuple(_scalar(one, "choices") for one in value)
+    found = tuple(_scalar(one, "choices") for one in value)
+    if not all(one.strip() for one in found):
+        raise Unfit("one of its choices is empty")
+    return found
 
 
 def _choice_index(raw: Mapping[str, Any], choices: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ Whatever does not is FAILED_PRECONDITION and names both sides.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from stillhouse.common.v1 import language_pb2
@@ -13,12 +14,12 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import names
-from services.common.errors import Precondition
+from services.common.errors import NotFound, Precondition
 from services.common.texts import TextManifest
 from services.gateway.datasets import records as datasets
 from services.gateway.jobs.checks import dataset_plan, wait_for_dataset
 from services.gateway.jobs.job import Job, Tools
-from services.gateway.jobs.language_specs import MODES
+from services.gateway.jobs.language_specs import MODES, model_id_of
 from services.gateway.jobs.plans import DatasetPlan, LanguagePlan, ModelPlan, TextInputs
 
 DEFAULT_SEQUENCE = 256
@@ -29,6 +30,7 @@ NO_MODEL = ModelPlan(
     tokenizer_digest="",
     vocab_size=0,
     context_length=0,
+    layer_count=0,
     has_chat_template=False,
 )
 _METHODS = {
@@ -96,12 +98,14 @@ async def check_language_job(
     assert inputs["dataset"] is not None
     project, _ = names.parse(spec.dataset, "datasets")
     mode = MODES[spec.mode]
-    await check_fields(tools, project, inputs["dataset"], mode)
+    converses = await check_fields(tools, project, inputs["dataset"], mode)
     student = await model_plan(tools, spec.student, patient=patient)
     teacher = NO_MODEL
     if mode != "supervised":
         teacher = await model_plan(tools, spec.teacher, methods=[_METHODS[mode]], patient=patient)
-    check_chat([student, teacher], chat=spec.chat)
+    check_chat([student, teacher], chat=spec.chat or converses)
+    check_depth(student, spec.keep_layers)
+    await check_free(tools, project, model_id_of(spec), patient=patient)
     same = same_tokens(teacher, student)
     if mode in ("stored_targets", "on_policy") and not same:
         raise different_tokens("teacher", teacher, "student", student)
@@ -145,6 +149,7 @@ async def model_plan(
         tokenizer_digest=spec.tokenizer_digest,
         vocab_size=spec.vocab_size,
         context_length=spec.context_length,
+        layer_count=spec.layer_count,
         has_chat_template=spec.has_chat_template,
     )
 
@@ -174,8 +179,8 @@ def check_chat(models: Sequence[ModelPlan], *, chat: bool) -> None:
     for model in models:
         if chat and model["name"] and not model["has_chat_template"]:
             raise Precondition(
-                f"{model['name']} has no chat template, so it cannot learn from conversations; "
-                "leave `chat` out",
+                f"{model['name']} has no chat template, so it cannot learn from conversations: "
+                "leave `chat` out, and take a dataset of plain prompts",
                 differences={"chat": f"{model['name']} has no chat template"},
             )
 
@@ -187,6 +192,39 @@ def check_same_model(spec: pb.LanguageJobSpec, mode: str) -> None:
             f"teacher and student are the same model {spec.student}: it would learn its own "
             "predictions; choose another, or layers to keep"
         )
+
+
+def check_depth(student: ModelPlan, layers: Sequence[int]) -> None:
+    """Raise Precondition for layers that the student does not have."""
+    count = student["layer_count"]
+    if layers and count and max(layers) >= count:
+        raise Precondition(
+            f"keep_layers has {max(layers)}, and {student['name']} has the layers 0 to {count - 1}",
+            differences={"keep_layers": f"{max(layers)} of {count}"},
+        )
+
+
+async def check_free(tools: Tools, project: str, model_id: str, *, patient: bool) -> None:
+    """Raise Precondition where the new model's name is one of the catalogue, which would go first.
+
+    A model of the project may be made again.
+    """
+    with contextlib.suppress(NotFound):
+        await asyncio.to_thread(tools.blobs.get_ref, project, f"models/{model_id}")
+        return
+    name = names.join(project, "models", model_id)
+    request, ask = teacher_pb2.GetModelRequest(name=name), tools.peers.teacher.GetModel
+    try:
+        if patient:
+            await tools.peers.insist(ask, request, what="model")
+        else:
+            await tools.peers.ask(ask, request)
+    except NotFound:
+        return
+    raise Precondition(
+        f"model_id {model_id} is a model of the catalogue; take another name for the new one",
+        differences={"model_id": f"{model_id} is taken"},
+    )
 
 
 def sequence_length(training: language_pb2.LanguageTraining, models: Sequence[ModelPlan]) -> int:
@@ -206,8 +244,9 @@ def sequence_length(training: language_pb2.LanguageTraining, models: Sequence[Mo
     return min(training.sequence_length or DEFAULT_SEQUENCE, limit)
 
 
-async def check_fields(tools: Tools, project: str, dataset: DatasetPlan, mode: str) -> None:
-    """Raise Precondition unless the dataset has records that the mode can use."""
+async def check_fields(tools: Tools, project: str, dataset: DatasetPlan, mode: str) -> bool:
+    """Return whether the dataset has conversations. Raises Precondition unless it has records that
+    the mode can use."""
 
     def read() -> TextManifest:
         return TextManifest.from_bytes(tools.blobs.get(project, dataset["manifest"]))
@@ -223,3 +262,4 @@ async def check_fields(tools: Tools, project: str, dataset: DatasetPlan, mode: s
         )
     if not manifest.count("train"):
         raise Precondition(f"dataset {dataset['name']} has no train records")
+    return bool(counts.get("chat"))

@@ -69,6 +69,7 @@ class ModelPlan(TypedDict):
     tokenizer_digest: str
     vocab_size: int
     context_length: int
+    layer_count: int
     has_chat_template: bool
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
+from services.common import names
 from services.common.errors import Precondition
 from services.gateway.jobs.job import Tools
 from services.gateway.jobs.language_checks import (
     NO_MODEL,
     Names,
     check_chat,
+    check_free,
     different_tokens,
     model_plan,
     same_tokens,
     sequence_length,
 )
 from services.gateway.jobs.plans import ModelPlan, TextInputs, TuneShiftPlan
+from services.gateway.jobs.tuneshift_specs import model_id_of
 
 
 def tuneshift_names(spec: pb.TuneShiftJobSpec) -> Names:
@@ -48,6 +51,8 @@ async def check_tuneshift_job(
     style = await model(spec.style_model, "Generate", "Score") if spec.style_model else NO_MODEL
     if style["name"] and not same_tokens(base, style):
         raise different_tokens("base", base, "style_model", style)
+    project, _ = names.parse(spec.target, "models")
+    await check_free(tools, project, model_id_of(spec), patient=patient)
     check_chat([base, tuned, target, style], chat=spec.chat)
     return TuneShiftPlan(
         inputs=inputs,
