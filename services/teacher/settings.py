@@ -29,6 +29,9 @@ class TeacherSettings(ModelSettings):
     else float32."""
     max_batch_tokens: int = Field(4096, ge=16)
     """Tokens of a language model's forward pass, padding included; no item may be longer."""
+    pass_tokens: int = Field(0, ge=0)
+    """What a forward pass of a language model costs besides its tokens, as a number of tokens: an
+    item joins a batch where it adds less padding. 0 means 64 on a CPU, 1,024 on a GPU."""
     max_queue_tokens: int = Field(1 << 20, ge=1)
     """Tokens that may wait for a language model before calls are refused."""
     generate_batch: int = Field(16, ge=1)
@@ -47,3 +50,8 @@ class TeacherSettings(ModelSettings):
     """Longest silence of an OpenAI-compatible server."""
     openai_concurrency: int = Field(16, ge=1)
     """Requests that an OpenAI-compatible server gets at once."""
+
+    @property
+    def pass_tokens_in_force(self) -> int:
+        """`pass_tokens`, or the device's default."""
+        return self.pass_tokens or (64 if self.device == "cpu" else 1024)

@@ -40,7 +40,7 @@ kind = "language-model"
 loader = "openai"
 licence = "theirs"
 url = "{url}"
-remote_model = "far-away"
+remote_model = "{remote}"
 context_length = 512
 """
 
@@ -131,19 +131,14 @@ class World:
 
 @asynccontextmanager
 async def world(
-    folder: Path, *, url: str = "http://127.0.0.1:9", **more: object
+    folder: Path, *, url: str = "http://127.0.0.1:9", remote: str = "far-away", **more: object
 ) -> AsyncIterator[World]:
     """The teacher service in this process, with `tiny` in its catalogue, computing in float32."""
-    (folder / "mine.toml").write_text(CATALOGUE.format(url=url))
+    (folder / "mine.toml").write_text(CATALOGUE.format(url=url, remote=remote))
     if not (folder / "tiny").exists():
         write_tiny(folder / "tiny")
-    settings = TeacherSettings(
-        cache_dir=folder / "cache",
-        catalogue=folder / "mine.toml",
-        precision="float32",
-        preload="tiny",
-        **more,  # type: ignore[arg-type]
-    )
+    given = {"cache_dir": folder / "cache", "precision": "float32", "preload": "tiny", **more}
+    settings = TeacherSettings(catalogue=folder / "mine.toml", **given)  # type: ignore[arg-type]
     blobs = BlobStore(str(folder / "blobs"))
     catalogue = load_catalogue([folder / "mine.toml"])
     registry = Registry(settings, catalogue, blobs)

@@ -1,8 +1,9 @@
 """A bounded queue that joins concurrent callers into batches of so many tokens.
 
 The sibling of `services.common.batching` for items of different lengths: a batch is filled by its
-padded size. Online items join the oldest one that waits, the nearest in length first, so that
-little is padding. A shard is cut into batches by its own items' lengths alone and each runs by
+padded size, and an item joins one only where the padding that this adds costs less than a forward
+pass of its own would. Online items join the oldest one that waits, the nearest in length first. A
+shard is cut into batches by its own items' lengths alone and each runs by
 itself, so that the last bits of its results do not depend on the rest of the queue.
 """
 
@@ -25,22 +26,28 @@ R = TypeVar("R")
 _MEMORY = 0.8
 
 
-def plan(sizes: Sequence[int], budget: int, limit: int = 1 << 30) -> list[list[int]]:
+def plan(
+    sizes: Sequence[int], budget: int, *, limit: int = 1 << 30, pass_tokens: int = 1 << 30
+) -> list[list[int]]:
     """Cut items into batches by length: positions, longest first, such that rows times the longest
-    stay within `budget` tokens and rows within `limit`. A longer item is alone."""
+    stay within `budget` tokens and rows within `limit`. A longer item is alone.
+
+    `pass_tokens` is what a forward pass costs besides its tokens, as a number of tokens; no row
+    gets more padding.
+    """
     order = sorted(range(len(sizes)), key=lambda at: (-sizes[at], at))
     batches: list[list[int]] = []
     for at in order:
         batch = batches[-1] if batches else []
         fits = batch and len(batch) < limit and (len(batch) + 1) * sizes[batch[0]] <= budget
-        if fits:
+        if fits and sizes[batch[0]] - sizes[at] <= pass_tokens:
             batch.append(at)
         else:
             batches.append([at])
     return batches
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry(Generic[T, R]):
     items: list[T]
     tokens: int
@@ -65,12 +72,13 @@ class TokenBatcher(Generic[T, R]):
         name: str,
         size: Callable[[T], int],
         budget: int = 4096,
+        pass_tokens: int = 64,
         wait_ms: float = 2.0,
         max_items: int = 1024,
         max_tokens: int = 1 << 20,
     ) -> None:
         self._run, self._executor, self._name, self._size = run, executor, name, size
-        self.budget, self.wait_ms = budget, wait_ms
+        self.budget, self.pass_tokens, self.wait_ms = budget, pass_tokens, wait_ms
         self.max_items, self.max_tokens = max_items, max_tokens
         self._online: deque[_Entry[T, R]] = deque()
         self._shards: deque[_Entry[T, R]] = deque()
@@ -91,7 +99,7 @@ class TokenBatcher(Generic[T, R]):
             return []
         sizes = [self._size(item) for item in items]
         self._admit(len(items), sum(sizes), time_left_s)
-        groups = plan(sizes, self.budget) if shard else [[at] for at in range(len(items))]
+        groups = self._cut(sizes) if shard else [[at] for at in range(len(items))]
         lane = self._shards if shard else self._online
         entries = [
             self._enqueue(lane, [items[at] for at in group], max(sizes[at] for at in group))
@@ -103,14 +111,16 @@ class TokenBatcher(Generic[T, R]):
         try:
             served = await asyncio.gather(*(entry.future for entry in entries))
         finally:
-            for entry in entries:
-                entry.future.cancel()
+            self._withdraw(lane, entries)
         found = {
             at: one
             for g, s in zip(groups, served, strict=True)
             for at, one in zip(g, s, strict=True)
         }
         return [found[at] for at in range(len(items))]
+
+    def _cut(self, sizes: Sequence[int]) -> list[list[int]]:
+        return plan(sizes, self.budget, pass_tokens=self.pass_tokens)
 
     def _admit(self, items: int, tokens: int, time_left_s: float | None) -> None:
         wait_s = self._tokens / self._tokens_per_s if self._tokens_per_s else 0.0
@@ -132,6 +142,15 @@ class TokenBatcher(Generic[T, R]):
         self._count(entry, 1)
         return entry
 
+    def _withdraw(self, lane: deque[_Entry[T, R]], entries: list[_Entry[T, R]]) -> None:
+        """Take what a caller that left is still waiting for out of the queue."""
+        for entry in entries:
+            entry.future.cancel()
+            if entry in lane:
+                lane.remove(entry)
+                self._count(entry, -1)
+                metrics.DROPPED_ITEMS.labels(self._name).inc(len(entry.items))
+
     def _count(self, entry: _Entry[T, R], sign: int) -> None:
         self._items += sign * len(entry.items)
         self._tokens += sign * entry.padded
@@ -144,6 +163,8 @@ class TokenBatcher(Generic[T, R]):
             shard_turn = bool(self._shards) and (shard_turn or not self._online)
             if not shard_turn:
                 await self._fill()
+                if not self._online:  # all of them left meanwhile
+                    continue
             batch = self._take_shard() if shard_turn else self._take_online()
             await self._serve(batch)
             shard_turn = not shard_turn
@@ -151,7 +172,7 @@ class TokenBatcher(Generic[T, R]):
     async def _fill(self) -> None:
         """Wait, at most `wait_ms` from the oldest item's arrival, for a full batch."""
         until_s = self._online[0].queued_s + self.wait_ms / 1000
-        while sum(entry.padded for entry in self._online) < self.budget:
+        while self._online and sum(entry.padded for entry in self._online) < self.budget:
             left_s = until_s - time.perf_counter()
             if left_s <= 0:
                 return
@@ -187,9 +208,11 @@ class TokenBatcher(Generic[T, R]):
             return []
         oldest, longest, taken = live[0], live[0].tokens, [live[0]]
         for entry in sorted(live[1:], key=lambda entry: abs(entry.tokens - oldest.tokens)):
-            longest = max(longest, entry.tokens)
-            if longest * (len(taken) + 1) > self.budget:
+            more = max(0, entry.tokens - longest) * len(taken) + max(0, longest - entry.tokens)
+            over = max(longest, entry.tokens) * (len(taken) + 1) > self.budget
+            if over or more > self.pass_tokens:
                 break
+            longest = max(longest, entry.tokens)
             taken.append(entry)
         return taken
 

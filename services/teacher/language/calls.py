@@ -11,13 +11,15 @@ from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import LanguageModel
-from services.common.errors import InvalidInput, NotFound, Precondition, StillhouseError
+from services.common.errors import NotFound, Precondition, StillhouseError
 from services.common.inputs import check_batch
 from services.common.interceptors import Context
 from services.common.model_records import LanguageModelRecord
 from services.common.names import join, parse
 from services.teacher.language.backend import LanguageBackend
 from services.teacher.language.local import LocalBackend
+from services.teacher.language.openai import OpenAIBackend
+from services.teacher.language.openai_http import OpenAIServer
 from services.teacher.language.registry import LanguageRegistry
 from services.teacher.language.writing import Writers
 from services.teacher.settings import TeacherSettings
@@ -37,6 +39,8 @@ class LanguageCalls:
         self._settings, self._source = settings, source
         self._executor, self._blobs = executor, blobs
         self._registry = LanguageRegistry(settings, source, executor)
+        self._servers: dict[str, OpenAIServer] = {}
+        self._slots = asyncio.Semaphore(settings.openai_concurrency)
         self._writers = Writers(settings.max_generations, settings.max_queue_items)
 
     def listed(self, project: str) -> Iterator[teacher_pb2.Model]:
@@ -104,13 +108,26 @@ class LanguageCalls:
 
     async def close(self) -> None:
         """Let go of connections."""
+        await asyncio.gather(*(server.close() for server in self._servers.values()))
+
+    def _server(self, url: str) -> OpenAIServer:
+        if url not in self._servers:
+            settings = self._settings
+            self._servers[url] = OpenAIServer(
+                url,
+                settings.openai_api_key.get_secret_value(),
+                timeout_s=settings.openai_timeout_s,
+                max_bytes=settings.max_message_bytes,
+            )
+        return self._servers[url]
 
     @asynccontextmanager
     async def _backend(self, project: str, model_id: str) -> AsyncIterator[LanguageBackend]:
         await asyncio.to_thread(self._source.check_language, project, model_id)
-        entry = self._registry.remote(project, model_id)
+        entry = self._source.remote(model_id)
         if entry is not None:
-            raise InvalidInput("openai", field="model")
+            yield OpenAIBackend(entry, self._server(entry.url), self._slots)
+            return
         async with self._registry.use(project, model_id) as served:
             yield LocalBackend(served, self._settings, self._executor, self._blobs, self._writers)
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TypeVar
 
 from services.common import logs
-from services.common.catalogue import LanguageModel
 from services.common.errors import Precondition
 from services.common.model_records import LanguageModelRecord
 from services.common.tensors import Array
@@ -82,13 +81,6 @@ class LanguageRegistry:
         finally:
             served.users -= 1
 
-    def remote(self, project: str, model_id: str) -> LanguageModel | None:
-        """The catalogue's entry where the model is in an OpenAI-compatible server."""
-        if model_id not in self.source.catalogue:
-            return None
-        entry = self.source.catalogue.language_model(model_id)
-        return entry if entry.loader == "openai" else None
-
     def _key(self, project: str, model_id: str) -> Key:
         if model_id in self.source.catalogue:
             return "", model_id, ""
@@ -147,6 +139,7 @@ class LanguageRegistry:
             name=loaded.model_id,
             size=lambda item: len(item.ids),
             budget=settings.max_batch_tokens,
+            pass_tokens=settings.pass_tokens_in_force,
             wait_ms=settings.batch_wait_ms,
             max_items=settings.max_queue_items,
             max_tokens=settings.max_queue_tokens,

@@ -139,10 +139,10 @@ def most_probable(probabilities: Tensor, count: int) -> Kept:
 
 def ids_for(bytes_per_row: float, vocab: int) -> int:
     """How many of the most probable ids fit a row of so many bytes: two bytes of log-probability
-    each, and an id whose difference to the one before is taken to be below thrice the mean."""
+    each, and an id whose difference to the one before is taken to be below twice the mean."""
     most = min(vocab, int(max(bytes_per_row, 0) // 3))
 
     def stored(count: int) -> int:
-        return 2 + count * (3 + sum(3 * vocab / count > bound for bound in _ID_BOUNDS))
+        return 2 + count * (3 + sum(2 * vocab / count > bound for bound in _ID_BOUNDS))
 
     return max((n for n in range(1, most + 1) if stored(n) <= bytes_per_row), default=1)

@@ -111,11 +111,15 @@ class ShardWork:
         loaded, head = self._served.loaded, self._served.head
         found: dict[int, SparseTargets] = {}
         sizes = [len(one.tokens) for one in sequences]
-        for group in plan(sizes, self._settings.max_batch_tokens):
+        for group in self._plan(sizes):
             batch = [sequences[at] for at in group]
             done = await self._in_thread(partial(sparse_targets, loaded, head, batch, options))
             found.update(zip(group, done, strict=True))
         return [found[at] for at in range(len(sequences))]
+
+    def _plan(self, sizes: list[int]) -> list[list[int]]:
+        settings = self._settings
+        return plan(sizes, settings.max_batch_tokens, pass_tokens=settings.pass_tokens_in_force)
 
     def _packed(self, project: str, request: teacher_pb2.SampleTargetsRequest) -> Packed:
         source = request.WhichOneof("source")

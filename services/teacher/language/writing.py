@@ -65,7 +65,7 @@ async def write(
             yield _event(request, at, error=one)
     good = [(at, one) for at, one in enumerate(given) if isinstance(one, Answer)]
     sizes = [one.prompt_length + one.room for _, one in good]
-    for group in plan(sizes, settings.max_cache_tokens, settings.generate_batch):
+    for group in plan(sizes, settings.max_cache_tokens, limit=settings.generate_batch):
         places = [good[n][0] for n in group]
         answers = [good[n][1] for n in group]
         batch = Batch(served.loaded, served.head, answers, options, chunk=settings.max_batch_tokens)

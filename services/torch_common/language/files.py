@@ -66,6 +66,11 @@ class ModelSource:
                 f"{model_id} is a {kind}, not a language model", differences={"kind": kind}
             )
 
+    def remote(self, model_id: str) -> LanguageModel | None:
+        """The catalogue's entry where the model is in an OpenAI-compatible server, else None."""
+        entry = self.catalogue.get(model_id) if model_id in self.catalogue else None
+        return entry if isinstance(entry, LanguageModel) and entry.loader == "openai" else None
+
     def find(self, project: str, model_id: str) -> ModelFiles:
         """Bring a model's files into the cache and say where they are.
 
