@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -202,7 +203,7 @@ def load_adapter(files: ModelFiles, base: LoadedLanguageModel) -> LoadedLanguage
 def drop_adapter(loaded: LoadedLanguageModel) -> None:
     """Take an adapter off its base again."""
     if loaded.adapter:
-        loaded.model.delete_adapter(loaded.adapter)
+        _remove_adapter(loaded.model, loaded.adapter)
 
 
 def keep_layers(model: Any, indices: Sequence[int]) -> Any:
@@ -233,28 +234,52 @@ def keep_layers(model: Any, indices: Sequence[int]) -> Any:
 
 
 def _add_adapter(model: Any, name: str, folder: Path) -> None:
-    from peft import PeftConfig
+    """Put an adapter's layers into `model` in place; none is in force afterwards."""
+    from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     if name in getattr(model, "peft_config", {}):
         return
     config = PeftConfig.from_pretrained(str(folder), local_files_only=True)
     config.inference_mode = True
-    state = load_file(folder / "adapter_model.safetensors")
-    model.load_adapter(
-        peft_config=config, adapter_state_dict=state, adapter_name=name, is_trainable=False
-    )
+    saved = load_file(folder / "adapter_model.safetensors")
+    state = {key.removeprefix("base_model.model."): value for key, value in saved.items()}
+    with warnings.catch_warnings():  # several adapters on one model are what is wanted
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, model, adapter_name=name)
+    model.requires_grad_(False)
+    done: Any = set_peft_model_state_dict(model, state, adapter_name=name)
+    missing = [key for key in done.missing_keys if f".{name}." in f"{key}."]
+    model.adapter_in_force = name
     _activate(model, "")
+    if done.unexpected_keys or missing:
+        _remove_adapter(model, name)
+        raise ValueError(f"its tensors do not fit: {[*done.unexpected_keys, *missing][:3]}")
+
+
+def _remove_adapter(model: Any, name: str) -> None:
+    _activate(model, "")
+    for layer in _adapter_layers(model):
+        layer.set_adapter([])  # peft would choose another one, with a warning
+        layer.delete_adapter(name)
+    model.peft_config.pop(name, None)
+
+
+def _adapter_layers(model: Any) -> Iterator[Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return (module for module in model.modules() if isinstance(module, BaseTunerLayer))
 
 
 def _activate(model: Any, adapter: str) -> None:
-    if not getattr(model, "_hf_peft_config_loaded", False):
+    """Put one adapter in force, or none; nothing is to do where it is already."""
+    if getattr(model, "adapter_in_force", "") == adapter:
         return
-    if adapter:
-        model.enable_adapters()
-        model.set_adapter(adapter)
-    else:
-        model.disable_adapters()
+    for layer in _adapter_layers(model):
+        layer.enable_adapters(enabled=bool(adapter))
+        if adapter:
+            layer.set_adapter(adapter, inference_mode=True)
+    model.adapter_in_force = adapter
 
 
 def _weights_digest(folder: Path) -> str:
