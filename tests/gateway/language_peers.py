@@ -170,6 +170,8 @@ class Student(student_pb2_grpc.StudentServiceServicer):
         metrics = {"loss": 1.5, "heldout_cross_entropy": 2.5}
         progress = student_pb2.TrainProgress(stage="training", done=5, total=10, metrics=metrics)
         yield student_pb2.TrainResponse(sequence=1, progress=progress)
+        last = student_pb2.TrainProgress(stage="storing the student")
+        yield student_pb2.TrainResponse(sequence=2, progress=last)
         while self.hang:
             await asyncio.sleep(0.05)
         report = self._report(recipe)
@@ -187,7 +189,7 @@ class Student(student_pb2_grpc.StudentServiceServicer):
             )
             result.model.CopyFrom(self._put(record.to_bytes()))
         made = student_pb2.TrainResult(language=result)
-        yield student_pb2.TrainResponse(sequence=2, result=made)
+        yield student_pb2.TrainResponse(sequence=3, result=made)
 
     async def StopTraining(self, request: Any, context: Any) -> student_pb2.StopTrainingResponse:
         self.stopped.append(request.run_id)

@@ -183,10 +183,16 @@ async def test_a_curve_comes_to_watchers(lab: Lab) -> None:
     name = await lab.start(language=spec)
     await lab.done(name)
     answer = await lab.world.http.get(f"/v1/{name}:watch")
-    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:6] == "data: "]
+    events = [
+        json.loads(line[6:])
+        for line in answer.text.splitlines()
+        if line[:7] == "data: {" and "job" in line
+    ]
     curve = [event for event in events if event.get("metrics")]
     assert curve[0]["metrics"] == {"loss": 1.5, "heldout_cross_entropy": 2.5}
     assert (curve[0]["metricsStep"], curve[0]["metricsRun"]) == ("5", "")
+    fit = next(one for one in events[-1]["job"]["stages"] if one["stage"] == "fit")
+    assert (fit["total"], fit["unit"]) == ("10", "steps")
     (recipe,) = lab.student.recipes
     assert recipe.text_shards
     assert not recipe.target_shards

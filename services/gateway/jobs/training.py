@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from dataclasses import dataclass
 
 import grpc.aio
 from stillhouse.student.v1 import student_pb2
@@ -52,6 +53,8 @@ async def _follow(job: Job, request: student_pb2.TrainRequest, run: str) -> stud
     Gives up only where nothing at all came for `give_up_s`.
     """
 
+    steps = _Steps()
+
     async def attempt() -> student_pb2.TrainResult:
         try:
             async for event in job.tools.peers.student.Train(request):
@@ -61,7 +64,7 @@ async def _follow(job: Job, request: student_pb2.TrainRequest, run: str) -> stud
                     return event.result
                 if kind == "error":
                     raise from_status(event.error)
-                await _tell(job, event.progress, run)
+                await _tell(job, event.progress, run, steps)
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
         raise PeerUnavailable("the stream of the training run ended early")
@@ -75,14 +78,24 @@ async def _follow(job: Job, request: student_pb2.TrainRequest, run: str) -> stud
                 raise
 
 
-async def _tell(job: Job, progress: student_pb2.TrainProgress, run: str) -> None:
+@dataclass
+class _Steps:
+    """The last counts of a run: what comes before and after its steps has none of its own."""
+
+    done: int = 0
+    total: int = 0
+
+
+async def _tell(job: Job, progress: student_pb2.TrainProgress, run: str, steps: _Steps) -> None:
+    if progress.total:
+        steps.done, steps.total = progress.done, progress.total
     curve = None
     if progress.metrics:
         curve = records.Curve(dict(progress.metrics), progress.done, run)
     await job.progress.update(
         "fit",
-        done=progress.done,
-        total=progress.total,
+        done=steps.done,
+        total=steps.total,
         unit="steps",
         detail=f"{run}: {progress.stage}" if run else progress.stage,
         curve=curve,
