@@ -42,7 +42,7 @@ def _ask(text: str) -> language_pb2.Prompt:
 async def _targets(here: World) -> TargetShard:
     """Sampled targets of Python's own manual."""
     text = topics["strings"] + topics["typesseq"]
-    records = [TextRecord("a", text=text[:6000])]
+    records = [TextRecord("a", text=text[:3000])]
     digest = here.blobs.put("default", pack_records(records))
     shard = teacher_pb2.TextShard(records=items_pb2.BlobRef(digest=digest), sequence_length=256)
     request = teacher_pb2.SampleTargetsRequest(model=SMOL, text_shard=shard)

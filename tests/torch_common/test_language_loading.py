@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import CatalogueError, load_catalogue
@@ -75,13 +77,25 @@ def test_two_adapters_and_their_base_share_one_model(folder: Path, tmp_path: Pat
 
 def test_an_adapter_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     base = load_tiny(folder / "tiny")
+    own = _logits(base.model)
     given = ModelFiles("one", folder / "adapter", "", "", base="tiny", base_digest="1" * 64)
     with pytest.raises(Precondition, match="another version of tiny"):
         load_adapter(given, base)
     empty = ModelFiles("one", tmp_path, "", "", base="tiny")
     with pytest.raises(InvalidInput, match="one: "):
         load_adapter(empty, base)
-    assert torch.isfinite(_logits(base.model)).all()
+    path = tmp_path / "adapter"
+    shutil.copytree(folder / "adapter", path)
+    state = load_file(path / "adapter_model.safetensors")
+    for change, said in (
+        ({"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 32)}, "output layer"),
+        ({"base_model.model.model.layers.9.lora_A.weight": torch.zeros(2, 32)}, "do not fit"),
+        (None, "do not fit"),
+    ):
+        save_file(state | change if change else {}, path / "adapter_model.safetensors")
+        with pytest.raises(InvalidInput, match=said):
+            load_adapter(ModelFiles("one", path, "", "", base="tiny"), base)
+    assert torch.equal(_logits(base.model), own)
 
 
 def test_models_are_found_by_id(folder: Path, tmp_path: Path) -> None:

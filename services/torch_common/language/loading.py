@@ -244,6 +244,8 @@ def _add_adapter(model: Any, name: str, folder: Path) -> None:
     config.inference_mode = True
     saved = load_file(folder / "adapter_model.safetensors")
     state = {key.removeprefix("base_model.model."): value for key, value in saved.items()}
+    if any("lm_head" in key for key in state):  # logits are made from the base's own output layer
+        raise ValueError("an adapter on the output layer is not served; merge it into the model")
     with warnings.catch_warnings():  # several adapters on one model are what is wanted
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=name)
