@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,7 @@ class Sandbox:
     def __init__(self, *, by_user_namespace: bool | None = None) -> None:
         """`by_user_namespace` None takes the way that the process's user has."""
         self._root = tempfile.mkdtemp(prefix="sandbox-")
+        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
         unprivileged = os.geteuid() != 0
         self._settings = {
             "root": self._root,
