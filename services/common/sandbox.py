@@ -80,6 +80,7 @@ class Sandbox:
         """
         if len(code) + len(tests) > MAX_CODE_CHARS:
             return Outcome(False, f"the code is over {MAX_CODE_CHARS:,} characters")
+        os.makedirs(self._root, mode=0o700, exist_ok=True)  # hosts clean up temporary folders
         token = secrets.token_hex(16)
         job = {"code": code, "tests": tests, "token": token}
         text = json.dumps(job).encode("ascii")
