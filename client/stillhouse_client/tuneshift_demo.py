@@ -43,13 +43,13 @@ class TuneShiftPlan:
 
     facts: int = 160
     """Facts taught; the list of words holds as many others."""
-    seeds: int = 4
+    seeds: int = 3
     """Training seeds of every arm."""
     texts: int = 320
     """Passages of general text, of about 400 tokens each."""
     healing_steps: int = 100
     """Steps of 8 sequences of 128 tokens that heal the target."""
-    epochs: float = 8.0
+    epochs: float = 10.0
     """Passes of the target over the kept examples; every arm takes as many steps."""
     tag: str = ""
     """Part of all names and request ids; another tag runs everything anew."""
@@ -156,6 +156,7 @@ class TuneShiftDemo:
                 batch_sequences=8,
                 learning_rate=3e-4,
                 sequence_length=128,
+                checkpoint_steps=self._plan.healing_steps // 2,
             ),
         )
         return await self._job(spec, "target")
