@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent import futures
 from dataclasses import replace
 
@@ -19,6 +22,7 @@ from services.student.recipes import Surroundings, Training, train
 from services.student.rundir import RunDir
 from services.torch_common.language.packing import PackedSequence, tokenizer_digest
 from tests.student import language_suite as suite
+from tests.support import wait_ready
 
 TEACHER = "projects/default/models/big"
 OTHER = "projects/default/models/other"
@@ -119,3 +123,32 @@ def test_a_teacher_that_cannot_teach_is_refused_before_any_work(around):
         run(replace(around, teacher_address=""), "nowhere")
     with pytest.raises(InvalidInput, match="target_shards"):
         run(around, "both", target_shards=[suite.items_pb2.BlobRef(digest="0" * 64)])
+
+
+@pytest.mark.slow
+def test_the_real_teacher_service_teaches(tmp_path):
+    catalogue = suite.make_catalogue(tmp_path)
+    settings = {
+        "TEACHER_PORT": "0",
+        "TEACHER_CATALOGUE": str(catalogue),
+        "TEACHER_PRELOAD": suite.MODEL,
+        "TEACHER_CACHE_DIR": str(tmp_path / "cache"),
+        "TEACHER_BLOB_URL": str(tmp_path / "blobs"),
+        "TEACHER_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.teacher"],
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[1]
+        wait_ready(address, process=process)
+        around = Surroundings(cache_dir=tmp_path, catalogue=catalogue, teacher_address=address)
+        result = run(around, "real", steps=2, model=f"projects/default/models/{suite.MODEL}")
+        assert len(result.weights_digest) == 64
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

@@ -111,17 +111,19 @@ def _batch(
     made = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=_config(sampling, encoder, room),
+        generation_config=_config(sampling, encoder, room, int(model.config.vocab_size)),
     )
     return [_to_end(row, encoder.eos_id) for row in made[:, longest:].cpu().numpy()]
 
 
-def _config(sampling: SamplingOptions, encoder: Encoder, room: int) -> Any:
+def _config(sampling: SamplingOptions, encoder: Encoder, room: int, outputs: int) -> Any:
     from transformers import GenerationConfig
 
     options: dict[str, Any] = {}
+    if outputs > encoder.vocab_size:  # padding of the output layer: ids that are no text
+        options["suppress_tokens"] = list(range(encoder.vocab_size, outputs))
     if sampling.temperature:
-        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=bool(sampling.temperature),
         max_new_tokens=min(sampling.max_tokens, room),
