@@ -210,7 +210,7 @@ def _surroundings(settings: StudentSettings) -> str:
             teacher_address=settings.teacher_address,
             device=settings.device,
             precision=settings.precision,
-            python_tests=settings.python_tests,
+            python_tests=settings.run_python_tests,
             max_message_bytes=settings.max_message_bytes,
         )
     )

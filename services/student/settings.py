@@ -45,7 +45,7 @@ class StudentSettings(ServiceSettings):
     teacher_address: str = ""
     """Address of the teacher service, for training on the student's own answers; empty refuses
     it."""
-    python_tests: bool = False
+    run_python_tests: bool = False
     """Let evaluations run a model's answers as Python programs, in a sandbox."""
     cached_students: int = Field(32, ge=1)
     """Students kept in memory."""

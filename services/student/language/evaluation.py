@@ -122,7 +122,7 @@ def verifier_of(message: language_pb2.Verifier, *, python_tests: bool) -> Verify
     if message.WhichOneof("verifier") == "python_tests":
         if not python_tests:
             raise Precondition(
-                "verifier: Python tests run answers as programs; set STUDENT_PYTHON_TESTS=true"
+                "verifier: Python tests run answers as programs; set STUDENT_RUN_PYTHON_TESTS=true"
             )
         sandbox = open_sandbox()
     check_verifier(message, sandbox=sandbox)
