@@ -261,7 +261,7 @@ def _outcome(code: int, output: bytes, said: bytes, token: str, ended: str) -> O
         return Outcome(False, ended)
     try:
         found = json.loads(said)
-    except ValueError:
+    except (ValueError, RecursionError):  # the code can write there too
         found = {}
     if isinstance(found, dict) and found.get("token") == token and code == 0:
         return Outcome(True)

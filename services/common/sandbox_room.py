@@ -32,7 +32,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SYS_MOUNT_SETATTR = 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_TMP_BYTES = 16 << 20
+_TMP_BYTES, _TMP_FILES = 16 << 20, 4_096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -93,7 +93,8 @@ def build_root(root: str, paths: list[str]) -> None:
         _touch(root + device)
         _mount(device, root + device, "", _MS_BIND)
     os.mkdir(root + "/tmp")
-    _mount("tmpfs", root + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_TMP_BYTES},mode=1777")
+    limits = f"size={_TMP_BYTES},nr_inodes={_TMP_FILES},mode=1777"
+    _mount("tmpfs", root + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, limits)
     os.chdir(root)
     _check(_libc.syscall(_SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount")

@@ -24,6 +24,7 @@ from services.common.sandbox import (
 
 LATEST_S = 10.0
 WRONG = "def test(self): assert f() == 3"
+LIBC = "import ctypes; c = ctypes.CDLL(None)"
 DEAF = "import signal\nfor n in range(1, 65):\n  try: signal.signal(n, signal.SIG_IGN)\n"
 DEAF += "  except (OSError, ValueError): pass\nwhile True: pass"
 
@@ -57,6 +58,10 @@ def test_right_code_passes_and_wrong_code_says_why(sandbox: Sandbox) -> None:
         ("def test_two(): assert f() == 3", False),
         ("import unittest\nclass T(unittest.TestCase):\n  def test(self): assert f() == 2", True),
         ("import unittest\nclass T(unittest.TestCase):\n  def test(self): assert f() == 3", False),
+        ("class TestF:\n  def test_two(self): assert f() == 2", True),
+        ("class TestF:\n  def test_two(self): assert f() == 3", False),
+        ("async def test_two(): assert f() == 2", False),
+        ("def g(x: int): pass\nassert g.__annotations__ == {'x': int}", True),
         (
             f"import unittest\nclass T(unittest.TestCase):\n  {WRONG}\nunittest.main(argv=['x'])",
             False,
@@ -65,6 +70,11 @@ def test_right_code_passes_and_wrong_code_says_why(sandbox: Sandbox) -> None:
 )
 def test_test_functions_and_cases_are_run(sandbox: Sandbox, tests: str, passed: bool) -> None:
     assert sandbox.run("def f(): return 2", tests, timeout_s=5).passed == passed
+
+
+def test_tests_of_the_same_name_as_the_answers_own_are_run(sandbox: Sandbox) -> None:
+    code = "def f(): return 2\ndef test_two(): pass"
+    assert not sandbox.run(code, "def test_two(): assert f() == 3", timeout_s=5).passed
 
 
 @pytest.mark.parametrize(
@@ -92,6 +102,11 @@ def test_test_functions_and_cases_are_run(sandbox: Sandbox, tests: str, passed: 
         ("import os; os.close(0); os.close(3); os.closerange(0, 9)", "ended before"),
         ("import ctypes; ctypes.string_at(0)", "ended before"),
         ("import ctypes; ctypes.CDLL(None).unshare(0x10000000) and 1 / 0", "ZeroDivision"),
+        ("import os; os._exit(97)", "ended before"),
+        ("import os; os.write(3, b'[' * 60000); os._exit(0)", "ended before"),
+        ("for n in range(9999): open(f'/tmp/{n}', 'w').close()", "No space left"),
+        (f"{LIBC}\nassert c.shmget(0, 1 << 20, 0o1600) >= 0", "AssertionError"),
+        (f"{LIBC}\nassert c.prctl(1, 0, 0, 0, 0) == 0", "AssertionError"),
         ("import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", ""),
     ],
 )
@@ -118,9 +133,22 @@ def test_a_planted_secret_stays_secret(sandbox: Sandbox, tmp_path: Path) -> None
 
 def test_no_process_is_left(sandbox: Sandbox) -> None:
     sandbox.run("while True: pass", "", timeout_s=0.3)
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert sandbox._root not in running.stdout
-    assert "sandbox_room" not in running.stdout
+    assert sandbox._root not in _running()
+    assert "sandbox_room" not in _running()
+
+
+def test_no_process_outlives_the_one_that_watches_it(sandbox: Sandbox) -> None:
+    """The watcher is killed as soon as too much is printed, before the time is over."""
+    code = f"{LIBC}; c.prctl(1, 0, 0, 0, 0); print('x' * 70_000, flush=True)\n"
+    sandbox.run(f"{code}import time; time.sleep(30)  # outlives", "", timeout_s=20)
+    until_s = time.monotonic() + LATEST_S
+    while "-I -S -B -c" in _running() and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert "-I -S -B -c" not in _running()
+
+
+def _running() -> str:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
 def test_user_namespaces_serve_where_the_kernel_allows_them() -> None:
