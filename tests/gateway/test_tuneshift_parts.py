@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from stillhouse.common.v1 import language_pb2
+from stillhouse.gateway.v1 import jobs_pb2 as pb
 
+from services.common.errors import InvalidInput
 from services.gateway.jobs import intervals
 from services.gateway.jobs.intervals import Table, difference, estimate, table
 from services.gateway.jobs.tuneshift_arms import random_filter, steps_of, tokens_of
@@ -39,6 +41,8 @@ from services.gateway.jobs.tuneshift_prompts import (
     request_text,
     seed_prompts,
 )
+from services.gateway.jobs.tuneshift_round import with_seed
+from services.gateway.jobs.tuneshift_specs import as_seed, check_tuneshift_spec
 
 NAN = math.nan
 
@@ -247,6 +251,32 @@ def test_paired_differences_are_narrower_than_the_parts() -> None:
     assert alone["high"] - alone["low"] > 0.1
     other = table([[{"group": "x", "value": 1.0}]])
     assert difference(table(first), other)["value"] is None
+
+
+def test_intervals_of_many_groups_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(7)
+    many = Table(draw.random((2, 90)), draw.integers(1, 4, (2, 90)).astype(float), ("",) * 90)
+    whole = estimate(many)
+    monkeypatch.setattr(intervals, "_AT_ONCE", 1_000)
+    assert estimate(many) == pytest.approx(whole)
+
+
+def test_a_loss_that_training_would_refuse_is_refused_before_the_rounds() -> None:
+    spec = pb.TuneShiftJobSpec(seed_prompts=["a"], ablations=True)
+    spec.base, spec.tuned, spec.target = (f"projects/p/models/{one}" for one in "abc")
+    spec.training.patience = 3
+    check_tuneshift_spec("p", spec)
+    spec.ablations = False
+    with pytest.raises(InvalidInput, match="patience"):
+        check_tuneshift_spec("p", spec)
+    spec.training.loss = language_pb2.LANGUAGE_LOSS_REVERSE_KL
+    with pytest.raises(InvalidInput, match="cross-entropy"):
+        check_tuneshift_spec("p", spec)
+
+
+def test_large_seeds_begin_again() -> None:
+    assert [as_seed(n) for n in (7, -7, 1 << 63)] == [7, -7, -(1 << 63)]
+    assert with_seed(pb.TuneShiftJobSpec(), 1_000_003 * ((1 << 63) - 1) + 5).seed != 0
 
 
 def test_intervals_weigh_by_count_and_say_where_there_is_nothing() -> None:

@@ -71,6 +71,8 @@ class _Reading:
     contents: list[bytes] = field(default_factory=list)
     seen: dict[tuple[bytes, str], str] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The last number behind a name, so that a million equal names are not counted anew."""
     rejected: list[Rejected] = field(default_factory=list)
     rejected_count: int = 0
     keep_given: bool = False
@@ -87,10 +89,7 @@ class _Reading:
         if key in self.seen:
             self.reject(Rejected(row.record.record_id, f"the same record as {self.seen[key]}"))
             return
-        name, number = row.record.record_id, 2
-        while name in self.names:
-            name, number = f"{row.record.record_id[:240]}#{number}", number + 1
-        self.names.add(name)
+        name = self._name(row.record.record_id)
         self.seen[key] = name
         record = replace(row.record, record_id=name)
         self.spool.write(pack_records([record]))
@@ -98,6 +97,15 @@ class _Reading:
         self.units.append(_unit(record))
         self.contents.append(content)
         self.keep_given |= row.is_own
+
+    def _name(self, name: str) -> str:
+        """Return a name that no other record has."""
+        stem = name[:240]
+        while name in self.names:
+            self.numbers[stem] = self.numbers.get(stem, 1) + 1
+            name = f"{stem}#{self.numbers[stem]}"
+        self.names.add(name)
+        return name
 
 
 def ingest_texts(

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 2_000
+_AT_ONCE = 4 << 20
+"""Numbers drawn at a time: test splits may have hundreds of thousands of groups."""
 _LOW, _HIGH = 2.5, 97.5
 
 Floats = NDArray[np.float64]
@@ -107,10 +109,16 @@ def _draws(found: Table, seed: int) -> Floats:
     if not runs or not groups:
         return np.full(DRAWS, np.nan)
     draw = np.random.default_rng([7, seed])
-    by_group = draw.multinomial(groups, np.full(groups, 1 / groups), DRAWS).astype(float)
-    by_seed = draw.multinomial(max(runs, 1), np.full(runs, 1 / runs), DRAWS).astype(float)
-    values = (by_seed @ found.values * by_group).sum(axis=1)
-    counts = (by_seed @ found.counts * by_group).sum(axis=1)
+    both = np.concatenate([found.values, found.counts]).T
+    shares, rows = np.full(groups, 1 / groups), max(_AT_ONCE // groups, 1)
+    parts = [
+        draw.multinomial(groups, shares, min(rows, DRAWS - at)) @ both
+        for at in range(0, DRAWS, rows)
+    ]
+    summed = np.concatenate(parts)
+    by_seed = draw.multinomial(runs, np.full(runs, 1 / runs), DRAWS).astype(float)
+    values = (by_seed * summed[:, :runs]).sum(axis=1)
+    counts = (by_seed * summed[:, runs:]).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(values / counts, float)
 

@@ -43,7 +43,7 @@ from services.gateway.jobs.tuneshift_figures import Sample, coverage
 from services.gateway.jobs.tuneshift_report import Run, make_report
 from services.gateway.jobs.tuneshift_round import filter_of
 from services.gateway.jobs.tuneshift_rounds import Rounds, read_outcome, run_rounds
-from services.gateway.jobs.tuneshift_specs import arms_of, model_id_of
+from services.gateway.jobs.tuneshift_specs import arms_of, as_seed, model_id_of
 
 
 class Made(TypedDict):
@@ -147,6 +147,7 @@ async def publish(job: Job, plan: TuneShiftPlan, made: Made, fitted: Fitted) -> 
     async def read(digest: str) -> dict[str, Any]:
         return await read_report(job, Trained(blobs={"report": digest}), datasets)
 
+    groups, prompts = await _groups(job, plan), [one["prompt"] for one in used]
     reports = {digest: await read(digest) for digest in digests}
     references = {role: await read(digest) for role, digest in fitted["references"].items()}
     report = await asyncio.to_thread(
@@ -156,7 +157,7 @@ async def publish(job: Job, plan: TuneShiftPlan, made: Made, fitted: Fitted) -> 
         fitted["runs"],
         reports,
         references,
-        coverage=coverage(await _groups(job, plan), [one["prompt"] for one in used]),
+        coverage=await asyncio.to_thread(coverage, groups, prompts),
         extra={
             "ended": made["own"]["ended"],
             "generated_tokens": sum(one["tokens"] for one in (made["own"], made["style"]) if one),
@@ -188,7 +189,7 @@ async def arm_recipe(
     training = language_pb2.LanguageTraining()
     training.CopyFrom(spec.training)
     training.max_steps = steps
-    training.seed = spec.training.seed + number
+    training.seed = as_seed(spec.training.seed + number)
     if training.loss == language_pb2.LANGUAGE_LOSS_UNSPECIFIED:
         training.loss = language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
     if spec.ablations or spec.tau_arms:

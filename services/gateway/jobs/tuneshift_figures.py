@@ -124,15 +124,25 @@ def refiltered(rounds: Sequence[Sequence[Sample]], settings: Filter, tau: float)
 
 def coverage(groups: Iterable[str], prompts: Iterable[str]) -> dict[str, Any]:
     """Return the share of evaluation groups whose words occur, in order, in a kept prompt."""
-    wanted = sorted({group for group in groups if words_of(group)})
-    texts = [f" {' '.join(words_of(prompt))} " for prompt in prompts]
-    met = [one for one in wanted if any(f" {' '.join(words_of(one))} " in t for t in texts)]
-    return {"groups": len(wanted), "covered": len(met), "share": len(met) / max(len(wanted), 1)}
+    wanted = [words for words in (tuple(words_of(one)) for one in set(groups)) if words]
+    sizes = sorted({len(words) for words in wanted})
+    looked_for, met = set(wanted), set[tuple[str, ...]]()
+    for prompt in prompts:
+        words = words_of(prompt)
+        for size in sizes:
+            met |= looked_for.intersection(_grams(words, size))
+    covered = sum(words in met for words in wanted)
+    return {"groups": len(wanted), "covered": covered, "share": covered / max(len(wanted), 1)}
 
 
 def _distinct(texts: Sequence[Sequence[str]], size: int) -> float | None:
-    grams = [tuple(words[at : at + size]) for words in texts for at in range(len(words) - size + 1)]
+    grams = [gram for words in texts for gram in _grams(words, size)]
     return len(set(grams)) / len(grams) if grams else None
+
+
+def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """Return the runs of `size` words, in order."""
+    return [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
 
 
 def _mean_rouge(texts: Sequence[Sequence[str]], seed: int) -> float | None:

@@ -39,7 +39,12 @@ from services.gateway.jobs.tuneshift_prompts import (
     parse_prompts,
     request_text,
 )
-from services.gateway.jobs.tuneshift_specs import off_domain_share, prompts_of, rounds_of
+from services.gateway.jobs.tuneshift_specs import (
+    as_seed,
+    off_domain_share,
+    prompts_of,
+    rounds_of,
+)
 
 _ATTEMPTS = 3
 _SEED_STEP = 1_000_003
@@ -97,7 +102,7 @@ def with_seed(spec: pb.TuneShiftJobSpec, seed: int) -> language_pb2.Sampling:
     """Return the job's sampling with another seed."""
     sampling = language_pb2.Sampling()
     sampling.CopyFrom(spec.sampling)
-    sampling.seed = seed
+    sampling.seed = as_seed(seed)
     return sampling
 
 
@@ -137,8 +142,9 @@ async def _in_domain(
     """Return new prompts of the domain, and the tokens that writing them took."""
     spec = job.spec.tuneshift
     if spec.words:
-        every = filled_prompts(spec.seed_prompts, spec.words, rounds_of(spec) * count, spec.seed)
         done = sum(not one["off_domain"] for one in state.samples)
+        lists = list(spec.seed_prompts), list(spec.words)
+        every = await asyncio.to_thread(filled_prompts, *lists, done + count, spec.seed)
         return every[done : done + count], 0
     seeds = list(dict.fromkeys(spec.seed_prompts))
     first = [Filled(seed) for seed in seeds][:count] if number == 1 else []

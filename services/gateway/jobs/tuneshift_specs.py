@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from stillhouse.common.v1 import language_pb2
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
-from services.common import names
 from services.common.errors import InvalidInput
 from services.common.sandbox import Sandbox
 from services.common.verifiers import check_verifier, needs_reference
@@ -27,6 +27,10 @@ DEFAULT_PROMPTS = 128
 DEFAULT_OFF_DOMAIN = 0.3
 ARMS = ("no_filter", "random_filter", "seeds_only")
 TAUS = (1.1, 1.25, 1.5, 2.0, 3.0)
+_LOSSES = (
+    language_pb2.LANGUAGE_LOSS_UNSPECIFIED,
+    language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY,
+)
 _BOUNDS = {
     "rounds": (0, 1_000),
     "prompts_per_round": (0, 10_000),
@@ -62,7 +66,7 @@ def check_tuneshift_spec(
     check_datasets(project, spec.evaluation_datasets, spec.replay_dataset)
     check_bounds(spec, _BOUNDS)
     check_bounds(spec.filter, _FILTER, "filter.")
-    check_training(spec.training)
+    _check_loss(spec)
     check_sampling(spec.sampling)
     if spec.HasField("verifier"):
         check_verifier(spec.verifier, sandbox=sandbox)
@@ -84,6 +88,12 @@ def model_id_of(spec: pb.TuneShiftJobSpec) -> str:
     """Return the last part of the new model's name."""
     target, tuned = (name.rsplit("/", 1)[-1] for name in (spec.target, spec.tuned))
     return spec.model_id or f"{target[:31]}-{tuned[:31]}"
+
+
+def as_seed(number: int) -> int:
+    """Return a sum of seeds as messages hold them, in 64 bits with a sign; beyond these it begins
+    again."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def rounds_of(spec: pb.TuneShiftJobSpec) -> int:
@@ -137,6 +147,17 @@ def _check_prompts(spec: pb.TuneShiftJobSpec) -> None:
         raise InvalidInput(f"words: {missing}", field="words")
 
 
-def last_part(name: str) -> str:
-    """Return the last part of a model's name."""
-    return names.parse(name, "models")[1]
+def _check_loss(spec: pb.TuneShiftJobSpec) -> None:
+    """Refuse before the rounds what training would refuse after them."""
+    check_training(spec.training)
+    if spec.training.loss not in _LOSSES:
+        raise InvalidInput(
+            "training.loss: the answers are learned word for word, so the loss is cross-entropy",
+            field="training.loss",
+        )
+    stops = spec.training.patience and not (spec.ablations or spec.tau_arms)
+    if stops and not spec.evaluation_datasets:
+        raise InvalidInput(
+            "training.patience: stopping early needs evaluation_datasets with texts",
+            field="training.patience",
+        )
