@@ -11,7 +11,9 @@ what is known of each id. All are varints but the last column of `top_k`: float1
   the softmax (random sampling KD, arXiv 2503.16870); the draws of a target are its counts' sum.
 - `top_k`: the most probable ids; the probability of all others is the target's `tail`.
 
-A sequence is found by its digest, never by its place.
+A sequence is found by its digest, never by its place. Where sequences come from one text record
+each, `records` uint8 [n, 32] may say which: the record's digest, and zeros where there is none. A
+student with another tokenizer, whose sequences have other digests, finds its targets by these.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from services.common.varints import decode_varints, encode_varints
 Kind = Literal["sampled", "top_k"]
 KINDS: tuple[Kind, ...] = ("sampled", "top_k")
 _MAX_ID = (1 << 31) - 1
+_RECORDS, _NO_RECORD = "records", bytes(32)
 
 
 def sequence_digest(tokens: Array, is_target: Array) -> bytes:
@@ -43,13 +46,15 @@ def sequence_digest(tokens: Array, is_target: Array) -> bytes:
 class SparseTargets:
     """What to store of one sequence: `tokens` int32 [t], `is_target` uint8 [t]; for every kept id,
     targets in order and ids ascending: `ids` int32 [m], `row` int32 [m] (0 is the first target),
-    `values` [m]: counts (integers) of kind sampled, log-probabilities (float32) of kind top_k."""
+    `values` [m]: counts (integers) of kind sampled, log-probabilities (float32) of kind top_k.
+    `record` is the digest of its text record, 32 bytes, or empty."""
 
     tokens: Array
     is_target: Array
     ids: Array
     row: Array
     values: Array
+    record: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class TargetShard:
         count = int(arrays["offsets"][-1])
         self._is_target = np.unpackbits(arrays["is_target"], count=count)
         self.digests = [bytes(row) for row in arrays["digests"]]
+        self.records = _read_records(arrays, len(self.digests))
+        """Of each sequence the digest of its text record, empty where it is not stored."""
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -102,7 +109,8 @@ class TargetShard:
         digests = b"".join(sequence_digest(one.tokens, one.is_target) for one in sequences)
         small = not len(tokens) or int(tokens.max()) < 1 << 16
         return pack_arrays(
-            {
+            _written_records(sequences)
+            | {
                 "tokens": tokens.astype(np.uint16) if small else tokens,
                 "offsets": _offsets([len(one.tokens) for one in sequences]),
                 "is_target": np.packbits(_joined([s.is_target for s in sequences], np.uint8)),
@@ -131,6 +139,20 @@ class TargetShard:
         weight, tail = _weights(row, values, targets, self.kind)
         tokens = self._arrays["tokens"][begin:end].astype(np.int32)
         return SequenceTargets(tokens, is_target, self.digests[at], ids, row, weight, tail)
+
+
+def _written_records(sequences: Sequence[SparseTargets]) -> dict[str, Array]:
+    """The array of the records' digests; nothing where no sequence has one."""
+    if not any(one.record for one in sequences):
+        return {}
+    rows = b"".join(one.record or _NO_RECORD for one in sequences)
+    return {_RECORDS: np.frombuffer(rows, np.uint8).reshape(-1, len(_NO_RECORD))}
+
+
+def _read_records(arrays: dict[str, Array], count: int) -> list[bytes]:
+    if _RECORDS not in arrays:
+        return [b""] * count
+    return [b"" if not row.any() else bytes(row) for row in arrays[_RECORDS]]
 
 
 def _weights(row: Array, values: Array, targets: int, kind: Kind) -> tuple[Array, Array]:
@@ -205,7 +227,7 @@ _FORM: dict[str, tuple[str, int]] = {
 
 def _check(arrays: dict[str, Array]) -> None:
     """Raise InvalidInput unless the arrays fit together, so that decoding reads nothing outside."""
-    fits = set(arrays) == set(_FORM) and all(
+    fits = set(arrays) - {_RECORDS} == set(_FORM) and all(
         arrays[name].dtype.kind in kinds and arrays[name].ndim == dimensions
         for name, (kinds, dimensions) in _FORM.items()
     )
@@ -225,9 +247,14 @@ def _agree(arrays: dict[str, Array]) -> bool:
     return (
         len(arrays["payload_offsets"]) == count + 1
         and arrays["digests"].shape == (count, 32)
+        and (_RECORDS not in arrays or _is_digests(arrays[_RECORDS], count))
         and len(arrays["is_target"]) == -(-len(arrays["tokens"]) // 8)
         and arrays["kind"].shape == arrays["temperature"].shape == (1,)
         and int(arrays["kind"][0]) < len(KINDS)
         and bool(np.isfinite(arrays["temperature"]).all())
         and arrays["is_target"].dtype == arrays["payload"].dtype == np.uint8
     )
+
+
+def _is_digests(array: Array, count: int) -> bool:
+    return array.shape == (count, 32) and array.dtype == np.uint8

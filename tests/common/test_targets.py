@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ def _one(rng: np.random.Generator, tokens: int, kind: str, vocab: int = 50_000) 
         row.append(np.full(len(mine), at))
         p = rng.dirichlet(np.ones(len(mine) + 1))[:-1]
         values.append(rng.integers(1, 300, len(mine)) if kind == "sampled" else np.log(p))
-    joined = [np.concatenate(x) for x in (ids, row, values)]
-    return SparseTargets(rng.integers(0, vocab, tokens).astype(np.int32), is_target, *joined)
+    tokens_of = rng.integers(0, vocab, tokens).astype(np.int32)
+    ids_of, row_of, values_of = (np.concatenate(x) for x in (ids, row, values))
+    return SparseTargets(tokens_of, is_target, ids_of, row_of, values_of)
 
 
 def _leb128(value: int) -> bytes:
@@ -74,6 +76,22 @@ def test_what_is_stored_comes_back(kind: str, vocab: int) -> None:
             np.testing.assert_allclose(got.weight, np.exp(one.values), rtol=6e-3)
             whole = np.bincount(got.row, weights=got.weight) + got.tail
             np.testing.assert_allclose(whole, 1, atol=1e-6)
+
+
+def test_records_come_back_where_they_are_stored() -> None:
+    rng = np.random.default_rng(3)
+    plain = [_one(rng, 9, "top_k"), _one(rng, 12, "top_k")]
+    without = TargetShard.encode(plain, kind="top_k")
+    assert "records" not in unpack_arrays(without)  # such shards are as they were
+    assert TargetShard.from_bytes(without).records == [b"", b""]
+    name = bytes(range(32))
+    data = TargetShard.encode([plain[0], replace(plain[1], record=name)], kind="top_k")
+    shard = TargetShard.from_bytes(data)
+    assert shard.records == [b"", name]
+    assert shard.bytes_per_token * shard.token_count == len(data) >= len(without) + 2 * 32
+    for wrong in (np.zeros((3, 32), np.uint8), np.zeros((2, 32), np.int32)):
+        with pytest.raises(InvalidInput, match="not a target shard"):
+            TargetShard.from_bytes(pack_arrays(unpack_arrays(data) | {"records": wrong}))
 
 
 def test_a_damaged_shard_is_refused() -> None:

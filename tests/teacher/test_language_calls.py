@@ -152,6 +152,12 @@ async def test_targets_of_a_text_shard(here: World, folder: Path) -> None:
         np.bincount(found.sequence(n).row, found.sequence(n).weight) for n in range(len(found))
     ]
     np.testing.assert_allclose(np.concatenate(draws), 1, atol=1e-5)
+    assert not any(found.records)
+    request.kind = teacher_pb2.TARGET_KIND_TOP_K
+    reply = await here.stub.SampleTargets(request, timeout=60)
+    top = TargetShard.from_bytes(here.blobs.get("default", reply.blob.digest))
+    assert [name.hex() for name in top.records if name] == [records[1].digest]
+    assert top.records[0].hex() == records[1].digest
 
 
 async def test_targets_of_sequences_do_not_depend_on_their_neighbours(here: World) -> None:

@@ -42,6 +42,7 @@ def test_texts_are_joined_and_cut(encoder: Encoder) -> None:
     whole = np.concatenate([one.tokens for one in packed.sequences])
     np.testing.assert_array_equal(whole, joined[: len(whole)])
     assert len(joined) - len(whole) < 8
+    assert {one.record for one in packed.sequences} == {b""}
     assert [len(one.tokens) for one in packed.sequences[:-1]] == [32] * (len(packed.sequences) - 1)
     for one in packed.sequences:
         assert one.is_target.tolist() == [0] + [1] * (len(one.tokens) - 1)
@@ -56,6 +57,7 @@ def test_prompt_and_answer_are_tokenized_each_by_itself(encoder: Encoder) -> Non
     assert one.tokens.tolist() == [*before, *after]
     assert one.is_target.tolist() == [0] * len(before) + [1] * len(after)
     assert one.target_count == len(after)
+    assert one.record.hex() == record.digest
 
 
 def test_a_chat_record_goes_through_the_template(encoder: Encoder) -> None:

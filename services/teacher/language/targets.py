@@ -20,6 +20,8 @@ _MEASURED_ROWS = 256
 """Rows of a sequence whose distributions decide how many draws it gets, evenly spread."""
 _SEQUENCE_BYTES = 32 + 2 * 8
 """Bytes a sequence costs besides tokens and payload: its digest and its two offsets."""
+_RECORD_BYTES = 32
+"""Bytes of the digest of a sequence's text record, where it is stored."""
 _TOKEN_BYTES = 2 + 1 / 8
 
 
@@ -37,8 +39,14 @@ class TargetOptions:
         """Bytes left for each target once the sequence itself is stored."""
         token_bytes = _TOKEN_BYTES if vocab <= 1 << 16 else _TOKEN_BYTES + 2
         fixed = _SEQUENCE_BYTES + token_bytes * len(one.tokens)
+        fixed += _RECORD_BYTES * bool(self.record_of(one))
         spare = sampling.MARGIN * self.bytes_per_token
         return spare - fixed / max(one.target_count, 1)
+
+    def record_of(self, one: PackedSequence) -> bytes:
+        """What is stored of the sequence's record. Draws serve students of the same tokenizer
+        alone, who find the sequence by its own digest."""
+        return one.record if self.kind == "top_k" else b""
 
 
 @torch.inference_mode()
@@ -61,6 +69,7 @@ def sparse_targets(
                 np.concatenate([part.ids for part in kept]).astype(np.int32),
                 np.concatenate([part.row for part in kept]).astype(np.int32),
                 np.concatenate([part.values for part in kept]),
+                options.record_of(one),
             )
         )
     return found

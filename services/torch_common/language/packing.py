@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +34,8 @@ class PackedSequence:
 
     tokens: Ids
     is_target: npt.NDArray[np.uint8]
+    record: bytes = b""
+    """Digest of the one text record that it comes from, 32 bytes; empty where there is none."""
 
     @cached_property
     def digest(self) -> bytes:
@@ -180,6 +182,7 @@ def _pack_answer(
         return
     answer = np.concatenate([encoder.ids(record.answer), encoder.end()])
     one = answered(prompt_ids(encoder, record), answer)
+    one = replace(one, record=bytes.fromhex(record.digest))
     if len(one.tokens) > sequence_length:
         packed.skip(at, f"{len(one.tokens):,} tokens, the limit is {sequence_length:,}")
     else:
