@@ -14,6 +14,7 @@ from services.student.language.sparse_losses import (
     bucket_divergence,
     label_targets,
     sampled_cross_entropy,
+    sparse_uld,
 )
 
 V, N = 11, 5
@@ -224,6 +225,54 @@ def test_all_ids_kept_is_the_whole_divergence(student, teacher):
     for name in ("forward_kl", "jsd"):
         found = bucket_divergence(name, student, everything)
         assert found.item() == pytest.approx(divergence(name, student, teacher).item(), abs=1e-4)
+
+
+def by_places(q, stored) -> float:
+    """ULD of one token by its definition: |p - q| at every sorted place, zeros past an end."""
+    p, q = sorted(stored, reverse=True), sorted(q, reverse=True)
+    total = 0.0
+    for at in range(max(len(p), len(q))):
+        total += abs((p[at] if at < len(p) else 0.0) - (q[at] if at < len(q) else 0.0))
+    return total
+
+
+def uld_by_loops(logits, rows, temperature) -> float:
+    q = (logits / temperature).softmax(-1).tolist()
+    found = [by_places(q[at], stored) for at, stored in enumerate(rows) if stored]
+    return temperature**2 * sum(found) / len(found)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sparse_uld_is_its_definition_and_so_is_its_gradient(temperature):
+    # Of another vocabulary: rows of several lengths, one without ids, one longer than the student's
+    # vocabulary, and more rows than are in work at a time.
+    rows = [[0.5, 0.3], [0.1, 0.7, 0.05], [], [0.02] * 11] * 40
+    weights = [weight for row in rows for weight in row]
+    row = [at for at, some in enumerate(rows) for _ in some]
+    targets = SparseTargets(
+        torch.arange(len(weights)) + 1000, torch.tensor(row), torch.tensor(weights), torch.ones(160)
+    )
+    logits = torch.randn(160, 7, requires_grad=True)
+    loss = sparse_uld(logits, targets, temperature=temperature)
+    wanted = uld_by_loops(logits.detach().double(), rows, temperature)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert not grad[2].any()
+    for at, column in ((0, 0), (1, 3), (3, 6), (159, 2)):
+        sides = []
+        for step in (1e-6, -1e-6):
+            moved = logits.detach().double()
+            moved[at, column] += step
+            sides.append(uld_by_loops(moved, rows, temperature))
+        assert float(grad[at, column]) == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-7)
+
+
+def test_sparse_uld_of_all_ids_is_the_whole_one(student):
+    other = torch.randn(*student.shape[:-1], student.shape[-1] + 5)
+    p = other.flatten(0, -2).softmax(-1)
+    whole = torch.ones_like(p, dtype=torch.bool)
+    found = sparse_uld(student.flatten(0, -2), dense(p, whole))
+    assert found.item() == pytest.approx(uld(student, other).item(), rel=1e-5)
 
 
 def test_losses_are_float32_under_bfloat16_autocast(student, teacher):

@@ -21,6 +21,16 @@ def test_defaults_are_those_of_the_contract():
     assert (taught.learning_rate, taught.lora.alpha) == (2e-4, 8)
 
 
+def test_uld_weighs_the_text_as_the_paper_does():
+    asked = language_pb2.LanguageTraining(loss=language_pb2.LANGUAGE_LOSS_ULD)
+    found = read_options(asked, teacher=True).loss
+    weight = found.cross_entropy_weight
+    assert found.divergence == "uld"
+    assert (1 - weight) / weight == pytest.approx(1.5)
+    asked.cross_entropy_weight = 0.25
+    assert read_options(asked, teacher=True).loss.cross_entropy_weight == 0.25
+
+
 def test_epochs_count_what_replay_leaves_of_a_step():
     found = read_options(language_pb2.LanguageTraining(epochs=2, batch_sequences=4), teacher=False)
     assert found.steps(30, replay=False) == 15
@@ -40,7 +50,6 @@ def test_epochs_count_what_replay_leaves_of_a_step():
         ({"precision": "float8"}, "training.precision"),
         ({"lora": language_pb2.Lora(rank=-4)}, "training.lora.rank"),
         ({"loss": 99}, "training.loss"),
-        ({"loss": language_pb2.LANGUAGE_LOSS_ULD}, "training.loss"),
     ],
 )
 def test_out_of_range_is_named(options, field):

@@ -32,7 +32,7 @@ class TargetBank:
     """The stored targets of several shards, found by the digest of their sequence."""
 
     def __init__(self, shards: Sequence[TargetShard]) -> None:
-        self._shards = shards
+        self.shards = shards
         self._places = {
             digest: (shard, at) for shard in shards for at, digest in enumerate(shard.digests)
         }
@@ -40,23 +40,23 @@ class TargetBank:
     @property
     def kind(self) -> Kind:
         """What all shards hold."""
-        return self._shards[0].kind
+        return self.shards[0].kind
 
     @property
     def temperature(self) -> float:
         """The teacher's temperature in all shards."""
-        return self._shards[0].temperature
+        return self.shards[0].temperature
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes stored per target token, everything counted."""
-        stored = sum(shard.bytes_per_token * shard.token_count for shard in self._shards)
+        stored = sum(shard.bytes_per_token * shard.token_count for shard in self.shards)
         return stored / max(self.token_count, 1)
 
     @property
     def token_count(self) -> int:
         """Target tokens."""
-        return sum(shard.token_count for shard in self._shards)
+        return sum(shard.token_count for shard in self.shards)
 
     def knows(self, digest: bytes) -> bool:
         """Whether the sequence has targets."""
@@ -67,10 +67,15 @@ class TargetBank:
         place = self._places.get(digest)
         return None if place is None else place[0].sequence(place[1])
 
+    def targets_of(self, sequence: PackedSequence) -> SequenceTargets | None:
+        """The targets of a sequence's target tokens, in order; None where there are none. Raises
+        InvalidInput if damaged."""
+        return self.find(sequence.digest)
+
     def sequences(self, vocab_size: int) -> list[PackedSequence]:
         """All sequences, in order. Raises Precondition where an id is outside the vocabulary."""
         found = []
-        for shard in self._shards:
+        for shard in self.shards:
             for at in range(len(shard)):
                 one = shard.sequence(at)
                 largest = max(int(one.tokens.max(initial=0)), int(one.ids.max(initial=0)))
@@ -145,7 +150,7 @@ def collate(sequences: Sequence[PackedSequence], bank: TargetBank | None = None)
         mask[row, : len(one.tokens)] = 1
         predicts[row, : len(one.tokens) - 1] = one.is_target[1:]
     labels = np.concatenate([one.tokens[1:][one.is_target[1:] > 0] for one in sequences])
-    found = [None if bank is None else bank.find(one.digest) for one in sequences]
+    found = [None if bank is None else bank.targets_of(one) for one in sequences]
     counts = [one.target_count for one in sequences]
     return Batch(
         torch.from_numpy(ids),

@@ -16,6 +16,7 @@ from services.student.language.sparse_losses import (
     bucket_divergence,
     label_targets,
     sampled_cross_entropy,
+    sparse_uld,
 )
 
 
@@ -55,6 +56,8 @@ def _distilled(
     assert options.divergence is not None
     if kind == "sampled":
         loss = sampled_cross_entropy(logits, targets, temperature=options.temperature)
+    elif options.divergence == "uld":
+        loss = sparse_uld(logits, targets, temperature=options.temperature)
     else:
         loss = bucket_divergence(
             options.divergence,

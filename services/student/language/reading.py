@@ -17,6 +17,7 @@ from services.student.language.data import (
 from services.student.language.on_policy import open_teacher, pack_prompts
 from services.student.language.options import TrainingOptions
 from services.student.language.students import LanguageStudent
+from services.student.language.tokenizers import AlignedBank, check_answers, matched
 from services.student.recipes import Training
 from services.torch_common.language.packing import Packed, PackedSequence, pack
 
@@ -48,7 +49,13 @@ def read_data(
     packed = pack(texts, encoder, longest)
     bank = read_targets(blobs, project, recipe.target_shards, field="target_shards")
     found, skipped = packed.sequences, list(packed.skipped)
-    if bank is not None:
+    if bank is not None and options.loss.divergence == "uld":
+        check_answers(texts)
+        _check_bank(bank, options)
+        bank = AlignedBank(bank)
+        found, missing = matched(found, bank)
+        skipped += missing
+    elif bank is not None:
         _check_bank(bank, options)
         stored = bank.sequences(student.vocab_size)
         found = _matched(found, bank) if found else stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from stillhouse.common.v1 import items_pb2
+from stillhouse.common.v1 import items_pb2, language_pb2
 from stillhouse.student.v1 import student_pb2
 
 from services.common.blobs import check_digest
@@ -66,6 +66,17 @@ def _check_training(recipe: student_pb2.LanguageRecipe) -> None:
         )
     if recipe.HasField("on_policy"):
         _check_on_policy(recipe)
+    elif is_uld(recipe) and not recipe.text_shards:
+        raise InvalidInput(
+            "text_shards: ULD needs the records of the targets, which the student tokenizes itself",
+            field="text_shards",
+        )
+
+
+def is_uld(recipe: student_pb2.LanguageRecipe) -> bool:
+    """Whether the targets may be of another tokenizer than the student's."""
+    asked = recipe.training.loss == language_pb2.LANGUAGE_LOSS_ULD
+    return asked and not recipe.evaluate_only
 
 
 def _check_on_policy(recipe: student_pb2.LanguageRecipe) -> None:
@@ -76,6 +87,12 @@ def _check_on_policy(recipe: student_pb2.LanguageRecipe) -> None:
         raise InvalidInput(
             "on_policy: the teacher is asked in every step; leave target_shards out",
             field="target_shards",
+        )
+    if is_uld(recipe):
+        raise InvalidInput(
+            "training.loss: ULD is for stored targets; a teacher that scores the student's own "
+            "samples has the student's tokenizer, so take another loss",
+            field="training.loss",
         )
     if not asked.teacher:
         raise InvalidInput("on_policy.teacher: required", field="on_policy.teacher")

@@ -109,6 +109,47 @@ def bucket_log_probabilities(
     return torch.cat([targets.weight.log(), p_tail]), torch.cat([log_q, q_tail])
 
 
+def sparse_uld(logits: Tensor, targets: SparseTargets, *, temperature: float = 1.0) -> Tensor:
+    """Universal logit distillation (arXiv 2402.12030) against the most probable ids of another
+    vocabulary: logits [n, V], mean over the tokens that have ids stored.
+
+    Both distributions are sorted downward and their absolute differences summed. What the teacher
+    gave to all other ids counts as zeros, so the student's share past the k stored places is added
+    whole; the sum over all V places is thereby exact, though its k largest alone are looked for.
+    Times temperature squared. Returns a scalar.
+    """
+    _check(logits, targets)
+    aligned = int(torch.bincount(targets.row).gt(0).sum())
+
+    def summed(part: Tensor, some: SparseTargets) -> Tensor:
+        return _sorted_differences((part / temperature).softmax(dim=-1), some).sum()
+
+    with without_autocast(logits):
+        loss: Tensor = _RowByRow.apply(logits, targets, summed)  # type: ignore[no-untyped-call]
+        return temperature**2 * (len(logits) / max(aligned, 1)) * loss
+
+
+def _sorted_differences(q: Tensor, targets: SparseTargets) -> Tensor:
+    """Sum over sorted places of |p - q| for q [rows, V], 0 where a row has no ids: [rows]."""
+    p, counts = _sorted_weights(targets)
+    places = min(p.shape[1], q.shape[1])
+    top = q.topk(places, dim=-1).values
+    differences = (p[:, :places] - top).abs().sum(dim=-1) + p[:, places:].sum(dim=-1)
+    rest = 1.0 - top.sum(dim=-1)
+    return torch.where(counts > 0, differences + rest, 0.0)
+
+
+def _sorted_weights(targets: SparseTargets) -> tuple[Tensor, Tensor]:
+    """The weights of each row, falling and filled with zeros, [rows, the most there are]; and how
+    many each has."""
+    counts = torch.bincount(targets.row, minlength=len(targets.tail))
+    place = torch.arange(len(targets.row), device=counts.device)
+    place = place - (counts.cumsum(0) - counts)[targets.row]
+    weights = torch.zeros(len(counts), max(int(counts.max()), 1), device=counts.device)
+    weights[targets.row, place] = targets.weight
+    return weights.sort(dim=-1, descending=True).values, counts
+
+
 class _RowByRow(torch.autograd.Function):
     """The mean over rows of a loss, and in the same pass its gradient, some rows at a time.
 

@@ -16,6 +16,7 @@ from services.common.errors import InvalidInput, Precondition
 from services.common.model_records import LanguageModelRecord
 from services.common.weights import content_digest
 from services.student.language.options import ATTENTION_AND_FEED_FORWARD, LoraOptions
+from services.student.language.requests import is_uld
 from services.student.language.scoring import Examinee
 from services.student.recipes import Training
 from services.torch_common.language.files import ModelSource
@@ -77,7 +78,8 @@ def load_student(
     loaded = load_language_model(
         source, training.project, recipe.student, device=around.device, precision=stored
     )
-    _check_tokenizer(loaded, recipe.tokenizer_digest)
+    if not is_uld(recipe) or recipe.evaluation.target_shards:
+        _check_tokenizer(loaded, recipe.tokenizer_digest)
     kept = list(recipe.keep_layers)
     if loaded.adapter and (kept or not recipe.evaluate_only):
         raise Precondition(
@@ -96,7 +98,7 @@ def _check_tokenizer(loaded: LoadedLanguageModel, wanted: str) -> None:
     if wanted and loaded.tokenizer_digest != wanted:
         raise Precondition(
             f"the data were made with another tokenizer than {loaded.model_id} has; a teacher "
-            "of another vocabulary can teach by its answers alone",
+            "of another vocabulary can teach by its answers, or by LANGUAGE_LOSS_ULD",
             differences={"tokenizer": f"{wanted} in the data, {loaded.tokenizer_digest} here"},
         )
 
