@@ -177,6 +177,37 @@ async def test_stored_targets_become_a_model(lab: Lab) -> None:
     assert len(lab.student.recipes) == 1
 
 
+async def test_uld_stores_targets_for_another_tokenizer(lab: Lab) -> None:
+    spec = {
+        "dataset": await prompts(lab),
+        "teacher": name_of("tuned"),
+        "student": name_of("target"),
+        "training": {"loss": "LANGUAGE_LOSS_ULD"},
+    }
+    job = await lab.done(await lab.start(language=spec))
+    calls = lab.teacher.calls
+    assert (calls["TARGET_KIND_TOP_K"], calls["TARGET_KIND_SAMPLED"]) == (1, 0)
+    (recipe,) = lab.student.recipes
+    assert (recipe.student, recipe.tokenizer_digest) == ("target", "tok")
+    assert len(recipe.target_shards) == len(recipe.text_shards) == 1
+    records = unpack_records(lab.blobs.get(HERE.project, recipe.text_shards[0].digest))
+    assert len(records) == job["json"]["targets"]["sequences"]
+    assert all(record.answer for record in records)
+    assert not recipe.evaluation.target_shards  # there is no agreement, token by token
+
+    rows = [{"prompt": "q", "answer": "a"}, {"text": "a plain text"}]
+    mixed = await lab.dataset("mixed", rows)
+    for change, words in (
+        ({"dataset": mixed}, ["prompts with answers", "1 plain texts"]),
+        ({"mode": "LANGUAGE_MODE_ON_POLICY"}, ["ULD", "LANGUAGE_MODE_STORED_TARGETS"]),
+        ({"mode": "LANGUAGE_MODE_ON_POLICY", "training": {}}, ["different tokenizers"]),
+        ({"mode": "LANGUAGE_MODE_SUPERVISED"}, ["ULD", "LANGUAGE_MODE_STORED_TARGETS"]),
+        ({"training": {"loss": "LANGUAGE_LOSS_JSD"}}, ["different tokenizers"]),
+    ):
+        message = await lab.refused(language={**spec, **change})
+        assert all(word in message for word in words), (change, message)
+
+
 async def test_a_curve_comes_to_watchers(lab: Lab) -> None:
     data = await prompts(lab)
     spec = {"dataset": data, "student": name_of("twin"), "mode": "LANGUAGE_MODE_SUPERVISED"}
@@ -273,7 +304,6 @@ async def test_what_does_not_fit_is_refused_before_any_work(lab: Lab) -> None:
         ({"training": {"epochs": "NaN"}}, ["training.epochs"]),
         ({"training": {"learningRate": -1}}, ["learning_rate"]),
         ({"sampling": {"topP": 1.5}}, ["top_p"]),
-        ({"training": {"loss": "LANGUAGE_LOSS_ULD"}}, ["ULD"]),
         ({"chat": True}, ["no chat template"]),
         ({"keepLayers": [3, 1]}, ["keep_layers"]),
         ({"keepLayers": [1, 4]}, ["keep_layers has 4", "twin", "0 to 3"]),

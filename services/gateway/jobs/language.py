@@ -25,7 +25,7 @@ from services.gateway.jobs.language_models import (
     read_report,
     store_report,
 )
-from services.gateway.jobs.language_specs import model_id_of
+from services.gateway.jobs.language_specs import is_uld, model_id_of
 from services.gateway.jobs.plans import (
     DatasetPlan,
     LanguageData,
@@ -107,7 +107,8 @@ async def targets(job: Job, plan: LanguagePlan) -> LanguageData:
         f"{stored['stored_bytes'] / max(stored['tokens'], 1):.1f} bytes a token"
     )
     held = await _held_out_targets(job, plan, measured, first=len(texts))
-    return LanguageData(texts=[], targets=stored, held_out=held, notes={})
+    again = texts if is_uld(spec.training) else []  # for the student's own tokenizer
+    return LanguageData(texts=again, targets=stored, held_out=held, notes={})
 
 
 async def held_out_targets(job: Job, plan: LanguagePlan) -> LanguageData:
@@ -140,7 +141,7 @@ async def publish(
     report |= {"kind": "language", "mode": plan["mode"]}
     if data["targets"] is not None:
         report["targets"] = target_figures(data["targets"])
-        report["skipped"] = data["targets"]["skipped"]
+        report["skipped"] = [*data["targets"]["skipped"], *report.get("skipped", [])]
     if data["notes"]:
         report["answers"] = data["notes"]
     model = await publish_model(job, model_id_of(job.spec.language), trained)
@@ -162,6 +163,8 @@ async def language_recipe(
         "mode": plan["mode"]
     }
     recipe = frame(plan["student"], spec.training, plan["sequence_length"], evaluation, provenance)
+    if is_uld(spec.training):
+        recipe.tokenizer_digest = plan["teacher"]["tokenizer_digest"]
     recipe.keep_layers.extend(spec.keep_layers)
     recipe.text_shards.extend(blob_refs(data["texts"]))
     if data["targets"] is not None:

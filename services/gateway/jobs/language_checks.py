@@ -19,7 +19,7 @@ from services.common.texts import TextManifest
 from services.gateway.datasets import records as datasets
 from services.gateway.jobs.checks import dataset_plan, wait_for_dataset
 from services.gateway.jobs.job import Job, Tools
-from services.gateway.jobs.language_specs import MODES, model_id_of
+from services.gateway.jobs.language_specs import MODES, is_uld, model_id_of
 from services.gateway.jobs.plans import DatasetPlan, LanguagePlan, ModelPlan, TextInputs
 
 DEFAULT_SEQUENCE = 256
@@ -98,7 +98,8 @@ async def check_language_job(
     assert inputs["dataset"] is not None
     project, _ = names.parse(spec.dataset, "datasets")
     mode = MODES[spec.mode]
-    converses = await check_fields(tools, project, inputs["dataset"], mode)
+    uld = is_uld(spec.training)
+    converses = await check_fields(tools, project, inputs["dataset"], mode, answers_alone=uld)
     student = await model_plan(tools, spec.student, patient=patient)
     teacher = NO_MODEL
     if mode != "supervised":
@@ -107,7 +108,7 @@ async def check_language_job(
     check_depth(student, spec.keep_layers)
     await check_free(tools, project, model_id_of(spec), patient=patient)
     same = same_tokens(teacher, student)
-    if mode in ("stored_targets", "on_policy") and not same:
+    if mode in ("stored_targets", "on_policy") and not (same or uld):
         raise different_tokens("teacher", teacher, "student", student)
     check_same_model(spec, mode)
     return LanguagePlan(
@@ -244,9 +245,11 @@ def sequence_length(training: language_pb2.LanguageTraining, models: Sequence[Mo
     return min(training.sequence_length or DEFAULT_SEQUENCE, limit)
 
 
-async def check_fields(tools: Tools, project: str, dataset: DatasetPlan, mode: str) -> bool:
+async def check_fields(
+    tools: Tools, project: str, dataset: DatasetPlan, mode: str, *, answers_alone: bool = False
+) -> bool:
     """Return whether the dataset has conversations. Raises Precondition unless it has records that
-    the mode can use."""
+    the mode can use, and where it has plain texts for a loss that takes `answers_alone`."""
 
     def read() -> TextManifest:
         return TextManifest.from_bytes(tools.blobs.get(project, dataset["manifest"]))
@@ -259,6 +262,13 @@ async def check_fields(tools: Tools, project: str, dataset: DatasetPlan, mode: s
             f"dataset {dataset['name']} has no {' or '.join(_FIELDS[mode])}, which {mode} needs; "
             f"its {dataset['items']:,} records have {there}",
             differences={"fields": f"{' or '.join(_FIELDS[mode])} instead of {there}"},
+        )
+    if answers_alone and (counts.get("text") or not counts.get("answer")):
+        raise Precondition(
+            f"dataset {dataset['name']} has {counts.get('text', 0):,} plain texts and "
+            f"{counts.get('answer', 0):,} answers; LANGUAGE_LOSS_ULD needs prompts with answers "
+            "alone, since two tokenizers cut a plain text at different places",
+            differences={"fields": f"{counts.get('text', 0):,} plain texts"},
         )
     if not manifest.count("train"):
         raise Precondition(f"dataset {dataset['name']} has no train records")

@@ -67,7 +67,7 @@ def check_language_spec(
         owned(project, spec.teacher, "models", "teacher")
     check_datasets(project, spec.evaluation_datasets, spec.replay_dataset)
     check_layers(spec.keep_layers)
-    check_training(spec.training)
+    check_training(spec.training, uld=MODES[spec.mode] == "stored_targets")
     check_sampling(spec.sampling)
     check_bounds(
         spec,
@@ -111,8 +111,13 @@ def check_datasets(project: str, evaluation: Iterable[str], replay: str) -> None
         owned(project, replay, "datasets", "replay_dataset")
 
 
-def check_training(training: language_pb2.LanguageTraining) -> None:
-    """Raise InvalidInput for a setting that is out of range."""
+def is_uld(training: language_pb2.LanguageTraining) -> bool:
+    """Whether the teacher may have another tokenizer than the student."""
+    return training.loss == language_pb2.LANGUAGE_LOSS_ULD
+
+
+def check_training(training: language_pb2.LanguageTraining, *, uld: bool = False) -> None:
+    """Raise InvalidInput for a setting that is out of range; `uld` allows LANGUAGE_LOSS_ULD."""
     check_bounds(training, _TRAINING, "training.")
     if training.HasField("lora"):
         check_bounds(training.lora, _LORA, "training.lora.")
@@ -122,10 +127,10 @@ def check_training(training: language_pb2.LanguageTraining) -> None:
         )
     if training.loss not in language_pb2.LanguageLoss.values():
         raise InvalidInput("training.loss: is none of LanguageLoss", field="training.loss")
-    if training.loss == language_pb2.LANGUAGE_LOSS_ULD:
+    if is_uld(training) and not uld:
         raise InvalidInput(
-            "training.loss: ULD needs whole distributions of two vocabularies, which no mode "
-            "stores; let the teacher write answers instead (LANGUAGE_MODE_SEQUENCE_LEVEL)",
+            "training.loss: ULD compares with stored targets, so it is for language jobs of "
+            "LANGUAGE_MODE_STORED_TARGETS alone; take another loss",
             field="training.loss",
         )
 

@@ -36,7 +36,7 @@ def for_training(
     """Return the request of training targets, without its records.
 
     Counts of draws are unbiased for KL(p || q) alone; the other losses need log-probabilities, so
-    the most probable ids are kept for them.
+    the most probable ids are kept for them. ULD sorts these, and takes the rest as zeros.
     """
     is_drawn = training.loss in _UNBIASED
     return teacher_pb2.SampleTargetsRequest(
@@ -103,7 +103,7 @@ def target_inputs(
     nameless = teacher_pb2.SampleTargetsRequest()
     nameless.CopyFrom(request)
     nameless.ClearField("model")
-    return {
+    return _form(request) | {
         "model": model["digest"],
         "precision": model["precision"],
         "records": digest,
@@ -144,6 +144,12 @@ async def _shard(
 
     inputs = target_inputs(model, request, digest, sequence_length)
     return await once(job.tools, job.project, "targets", inputs, ask)
+
+
+def _form(request: teacher_pb2.SampleTargetsRequest) -> dict[str, str | int]:
+    """Return what tells shards of the most probable ids, which name their records, from those
+    that were stored before they did."""
+    return {"form": 2} if request.kind == teacher_pb2.TARGET_KIND_TOP_K else {}
 
 
 def check_same(model: ModelPlan, digest: str) -> None:
