@@ -17,14 +17,14 @@ from services.common.blobs import check_digest
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.interceptors import Context
 from services.common.manifest import SPLITS, Manifest
-from services.common.texts import TextManifest, TextRecord, unpack_records
+from services.common.texts import TextManifest, TextRecord, pack_records, unpack_records
 from services.gateway.datasets import corrections, records
 from services.gateway.datasets.readers import Reading, check_uri
 from services.gateway.datasets.runner import IngestRunner, options_of
 from services.gateway.datasets.text_files import name_of_kind
 from services.gateway.datasets.text_sources import is_archive
 from services.gateway.datasets.trees import archive_tree
-from services.gateway.paging import Page, page
+from services.gateway.paging import Page, fitting, page
 from services.gateway.store import DatasetRow, Store
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -193,19 +193,18 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         blobs = self._reading.blobs
         manifest = TextManifest.from_bytes(blobs.get(row.project, row.manifest_digest))
         found: list[tuple[int, TextRecord]] = []
+        lengths: list[int] = []
         start = 0
         for shard in manifest.shards:
-            end = start + shard.count
-            if split in ("", shard.split) and end > wanted.position and len(found) <= wanted.size:
-                read = unpack_records(blobs.get(row.project, shard.digest))
-                found += [
-                    (at + 1, record)
-                    for at, record in enumerate(read, start=start)
-                    if at >= wanted.position
-                ]
+            end, is_full = start + shard.count, min(wanted.size, fitting(lengths)) < len(found)
+            if split in ("", shard.split) and end > wanted.position and not is_full:
+                read = enumerate(unpack_records(blobs.get(row.project, shard.digest)), start=start)
+                more = [(at + 1, record) for at, record in read if at >= wanted.position]
+                found += more
+                lengths += [len(pack_records([record])) for _, record in more]
             start = end
         found = found[: wanted.size + 1]
-        kept, token = wanted.cut([record for _, record in found], [at for at, _ in found])
+        kept, token = wanted.cut([record for _, record in found], [at for at, _ in found], lengths)
         return pb.ListDatasetItemsResponse(
             items=[text_item(record) for record in kept], next_page_token=token
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +11,8 @@ from services.common import pages
 
 R = TypeVar("R")
 MAX_SIZE = pages.MAX_SIZE
+MAX_BYTES = 8 << 20
+"""Texts in one page, in bytes; far below the largest message."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,22 @@ class Page:
         """Return the token of the page that starts after `position`."""
         return pages.encode(position, self.scope)
 
-    def cut(self, rows: Sequence[R], positions: Sequence[int]) -> tuple[list[R], str]:
-        """Return (the page's rows, token of the next or "") of up to `size` + 1 rows read."""
-        more = len(rows) > self.size
-        kept = list(rows[: self.size])
-        return kept, self.token(positions[self.size - 1]) if more else ""
+    def cut(
+        self, rows: Sequence[R], positions: Sequence[int], lengths: Sequence[int] = ()
+    ) -> tuple[list[R], str]:
+        """Return (the page's rows, token of the next or "") of up to `size` + 1 rows read.
+
+        `lengths`, the bytes of each row, end a page early where it would be too large to send.
+        """
+        count = min(self.size, fitting(lengths)) if lengths else self.size
+        kept = list(rows[:count])
+        return kept, self.token(positions[count - 1]) if len(rows) > count else ""
+
+
+def fitting(lengths: Sequence[int]) -> int:
+    """Return how many rows of these lengths (bytes) fit into a page; one always does."""
+    sums = itertools.accumulate(lengths)
+    return max(sum(1 for total in sums if total <= MAX_BYTES), 1)
 
 
 def page(page_size: int, page_token: str, *filters: str) -> Page:

@@ -21,6 +21,7 @@ from stillhouse.gateway.v1 import datasets_pb2_grpc
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
 from services.common.texts import SHARD_RECORDS, TextManifest, unpack_records
+from services.gateway import paging
 from services.gateway.datasets import text_files
 from services.gateway.datasets.ingest import Options
 from services.gateway.datasets.readers import Reading
@@ -294,7 +295,9 @@ async def ready(stub: Any, request: pb.CreateDatasetRequest) -> pb.Dataset:
         await asyncio.sleep(0.02)
 
 
-async def test_an_uploaded_file_becomes_a_dataset_of_texts(stub: Any, blobs: BlobStore) -> None:
+async def test_an_uploaded_file_becomes_a_dataset_of_texts(
+    stub: Any, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{"prompt": f"q{n}", "choices": ["x", "y"], "choice_index": n % 2} for n in range(300)]
     chunks = [pb.UploadArchiveRequest(project="p", chunk=lines(rows))]
     archive = (await stub.UploadArchive(iter(chunks))).archive
@@ -308,20 +311,10 @@ async def test_an_uploaded_file_becomes_a_dataset_of_texts(stub: Any, blobs: Blo
     assert dict(found.split_counts) == {"train": 210, "val": 30, "test": 60}
     manifest = TextManifest.from_bytes(blobs.get("p", found.manifest.digest))
     assert manifest.count("train") == 210
-    seen: list[str] = []
-    token = ""
-    while True:
-        page = await stub.ListDatasetItems(
-            pb.ListDatasetItemsRequest(
-                dataset=found.name, split="train", page_size=47, page_token=token
-            )
-        )
-        seen += [item.item_id for item in page.items]
-        assert {item.split for item in page.items} == {"train"}
-        assert list(page.items[0].text.choices) == ["x", "y"]
-        if not (token := page.next_page_token):
-            break
+    seen = await listed(stub, found, page_size=47)
     assert len(seen) == len(set(seen)) == 210
+    monkeypatch.setattr(paging, "MAX_BYTES", 500)  # ends pages of 47 early
+    assert await listed(stub, found, page_size=47) == seen
     as_images = pb.CreateDatasetRequest(project="p", dataset_id="wrong", archive=archive)
     failed = await ready(stub, as_images)
     assert "neither zip nor tar" in failed.error.message
@@ -329,3 +322,20 @@ async def test_an_uploaded_file_becomes_a_dataset_of_texts(stub: Any, blobs: Blo
     correct = pb.CorrectLabelsRequest(dataset=found.name, dataset_id="other")
     with pytest.raises(grpc.aio.AioRpcError, match="holds texts"):
         await stub.CorrectLabels(correct)
+
+
+async def listed(stub: Any, found: pb.Dataset, *, page_size: int) -> list[str]:
+    """The ids of all records to train on, page by page."""
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await stub.ListDatasetItems(
+            pb.ListDatasetItemsRequest(
+                dataset=found.name, split="train", page_size=page_size, page_token=token
+            )
+        )
+        seen += [item.item_id for item in page.items]
+        assert {item.split for item in page.items} == {"train"}
+        assert list(page.items[0].text.choices) == ["x", "y"]
+        if not (token := page.next_page_token):
+            return seen

@@ -46,7 +46,8 @@ class Samples:
             for at, (one, state) in enumerate(zip(samples, states, strict=True))
             if at >= wanted.position and asked in ("UNSPECIFIED", state)
         ][: wanted.size + 1]
-        kept, token = wanted.cut(found, [at for at, _, _ in found])
+        lengths = [len((one["prompt"] + one["answer"]).encode()) for _, one, _ in found]
+        kept, token = wanted.cut(found, [at for at, _, _ in found], lengths)
         return pb.ListJobSamplesResponse(
             samples=[to_message(one, state) for _, one, state in kept],
             next_page_token=token,
