@@ -100,7 +100,8 @@ export function histogram(samples: readonly Sample[], threshold: number | undefi
 
 /** Returns the gap from which the filter keeps, log(tau); undefined where it compares by difference. */
 export function thresholdOf(filter: { tau?: number; byDifference?: boolean } | undefined): number | undefined {
-  return filter?.byDifference ? undefined : Math.log(filter?.tau || DEFAULT_TAU);
+  const tau = filter?.tau || DEFAULT_TAU;
+  return filter?.byDifference || tau <= 0 ? undefined : Math.log(tau);
 }
 const DEFAULT_TAU = 1.5;
 
