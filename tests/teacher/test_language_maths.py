@@ -271,6 +271,19 @@ async def test_a_full_queue_refuses_and_callers_that_left_are_dropped() -> None:
         assert [sorted(batch) for batch in seen] == [[8, 9]]
 
 
+async def test_what_waits_is_counted_once() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        queue, seen = _queue(executor, budget=10, wait_ms=1)
+        await asyncio.gather(*(queue.submit([5, 6]) for _ in range(3)))
+        first, second = (asyncio.create_task(queue.submit([size, size])) for size in (7, 8))
+        while [7] not in seen:  # the queue has been made anew, with the others
+            await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+        assert (queue._items, queue._tokens) == (0, 0)
+        assert [8] not in seen
+
+
 async def test_a_call_without_time_for_the_queue_is_refused() -> None:
     with ThreadPoolExecutor(1) as executor:
         queue, _ = _queue(executor, wait_ms=60_000)

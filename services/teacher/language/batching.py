@@ -111,7 +111,7 @@ class TokenBatcher(Generic[T, R]):
         try:
             served = await asyncio.gather(*(entry.future for entry in entries))
         finally:
-            self._withdraw(lane, entries)
+            self._withdraw(entries, shard=shard)
         found = {
             at: one
             for g, s in zip(groups, served, strict=True)
@@ -142,8 +142,9 @@ class TokenBatcher(Generic[T, R]):
         self._count(entry, 1)
         return entry
 
-    def _withdraw(self, lane: deque[_Entry[T, R]], entries: list[_Entry[T, R]]) -> None:
+    def _withdraw(self, entries: list[_Entry[T, R]], *, shard: bool) -> None:
         """Take what a caller that left is still waiting for out of the queue."""
+        lane = self._shards if shard else self._online  # as it is now: taking makes it anew
         for entry in entries:
             entry.future.cancel()
             if entry in lane:
