@@ -90,12 +90,35 @@ def test_an_adapter_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -
     for change, said in (
         ({"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 32)}, "output layer"),
         ({"base_model.model.model.layers.9.lora_A.weight": torch.zeros(2, 32)}, "do not fit"),
+        ({"base_model.model.model.norm.weight": torch.zeros(32)}, "for others too"),
         (None, "do not fit"),
     ):
         save_file(state | change if change else {}, path / "adapter_model.safetensors")
-        with pytest.raises(InvalidInput, match=said):
-            load_adapter(ModelFiles("one", path, "", "", base="tiny"), base)
+        for _ in range(2):  # nothing of the first attempt is left
+            with pytest.raises(InvalidInput, match=said):
+                load_adapter(ModelFiles("one", path, "", "", base="tiny"), base)
+    save_file(state, path / "adapter_model.safetensors")
+    config = json.loads((path / "adapter_config.json").read_text())
+    for setting, said in (
+        ({"r": 4}, "size mismatch"),
+        ({"target_modules": ["nothing"]}, "not found in the base"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+    ):
+        (path / "adapter_config.json").write_text(json.dumps(config | setting))
+        for _ in range(2):
+            with pytest.raises(InvalidInput, match=said):
+                load_adapter(ModelFiles("one", path, "", "", base="tiny"), base)
     assert torch.equal(_logits(base.model), own)
+
+
+def test_a_model_without_some_of_its_tensors_is_refused(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "tiny")
+    state = load_file(tmp_path / "tiny" / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "tiny" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InvalidInput, match=r"missing: model\.layers\.1\.mlp\.up_proj"):
+        load_tiny(tmp_path / "tiny")
 
 
 def test_models_are_found_by_id(folder: Path, tmp_path: Path) -> None:

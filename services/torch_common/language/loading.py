@@ -28,6 +28,15 @@ from services.torch_common.language.packing import Encoder, tokenizer_digest
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Parts of a configuration that do not change what the model computes.
 _IDLE = ("transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "use_cache")
+# Settings of an adapter that reach beyond layers of its own, unless they are one of the next.
+_CHANGES_BASE = (
+    "modules_to_save",
+    "bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "init_lora_weights",  # pissa and others take from the base what they put on it
+)
+_UNCHANGED: tuple[Any, ...] = (None, "none", [], {}, True, False, "gaussian", "orthogonal")
 _NATIVE_BF16 = ("avx512_bf16", "amx_bf16")
 
 
@@ -133,13 +142,17 @@ def load_folder(
     tokenizer = load_tokenizer(files.folder)
     try:
         weights = _weights_digest(files.folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             dtype=dtype_of(precision, device),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
         )
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # transformers would invent them at random
+            raise ValueError(f"tensors are missing: {', '.join(missing[:3])}")
     except (OSError, ValueError, KeyError, RuntimeError, WeightsError) as error:
         raise InvalidInput(f"{files.model_id}: {str(error)[:600]}", field="model") from error
     tokens = tokenizer_digest(tokenizer)
@@ -246,25 +259,33 @@ def _add_adapter(model: Any, name: str, folder: Path) -> None:
     state = {key.removeprefix("base_model.model."): value for key, value in saved.items()}
     if any("lm_head" in key for key in state):  # logits are made from the base's own output layer
         raise ValueError("an adapter on the output layer is not served; merge it into the model")
-    with warnings.catch_warnings():  # several adapters on one model are what is wanted
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        inject_adapter_in_model(config, model, adapter_name=name)
-    model.requires_grad_(False)
-    done: Any = set_peft_model_state_dict(model, state, adapter_name=name)
-    missing = [key for key in done.missing_keys if f".{name}." in f"{key}."]
+    changes = [name for name in _CHANGES_BASE if getattr(config, name, None) not in _UNCHANGED]
+    if changes or not all("lora_" in key for key in state):
+        raise ValueError(f"it changes its base for others too ({changes or 'tensors'}); merge it")
+    try:
+        with warnings.catch_warnings():  # several adapters on one model are what is wanted
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            inject_adapter_in_model(config, model, adapter_name=name)
+        model.requires_grad_(False)
+        done: Any = set_peft_model_state_dict(model, state, adapter_name=name)
+        missing = [key for key in done.missing_keys if f".{name}." in f"{key}."]
+        if done.unexpected_keys or missing:
+            raise ValueError(f"its tensors do not fit: {[*done.unexpected_keys, *missing][:3]}")
+    except Exception:
+        _remove_adapter(model, name)
+        raise
     model.adapter_in_force = name
     _activate(model, "")
-    if done.unexpected_keys or missing:
-        _remove_adapter(model, name)
-        raise ValueError(f"its tensors do not fit: {[*done.unexpected_keys, *missing][:3]}")
 
 
 def _remove_adapter(model: Any, name: str) -> None:
+    """Leave nothing of an adapter, half put on or whole, and none in force."""
+    model.adapter_in_force = name  # whatever is in force by now is switched off
     _activate(model, "")
     for layer in _adapter_layers(model):
         layer.set_adapter([])  # peft would choose another one, with a warning
         layer.delete_adapter(name)
-    model.peft_config.pop(name, None)
+    getattr(model, "peft_config", {}).pop(name, None)
 
 
 def _adapter_layers(model: Any) -> Iterator[Any]:
