@@ -107,10 +107,26 @@ def test_answers_do_not_depend_on_the_batch_or_on_torch_s_generators(who):
 def test_a_prompt_that_fills_the_context_gets_no_answer_and_stop_texts_end_one(who):
     greedy = SamplingOptions(0.0, 1.0, 4, (), 0)
     full = np.ones(suite.CONTEXT, np.int32)
-    (answer,) = generate(who.model, who.encoder, [full], greedy, dtype=torch.float32)
-    assert len(answer) == 0
+    short = who.encoder.prompt("abc")
+    (alone,) = generate(who.model, who.encoder, [short], greedy, dtype=torch.float32)
+    given = [full, short, full[:0]]
+    made = generate(who.model, who.encoder, given, greedy, dtype=torch.float32)
+    assert [len(answer) for answer in made] == [0, len(alone), 0]
+    assert np.array_equal(made[1], alone)
     ids = who.encoder.ids("one.two;three")
     assert text_of(who.encoder, ids, (";", ".")) == "one"
+
+
+def test_only_what_is_asked_for_decides_how_answers_are_made(who):
+    greedy = SamplingOptions(0.0, 1.0, 40, (), 0)
+    own, prompt = who.model.generation_config, who.encoder.prompt("abcabc")
+    (before,) = generate(who.model, who.encoder, [prompt], greedy, dtype=torch.float32)
+    own.repetition_penalty, own.no_repeat_ngram_size = 9.0, 1
+    try:
+        (after,) = generate(who.model, who.encoder, [prompt], greedy, dtype=torch.float32)
+    finally:
+        own.repetition_penalty, own.no_repeat_ngram_size = None, None
+    assert np.array_equal(before, after)
 
 
 def test_every_pass_sees_every_sequence_once_and_likes_lengths_together():

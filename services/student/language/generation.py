@@ -67,7 +67,9 @@ def generate(
     fills the context gets no answer.
     """
     training, device = model.training, next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    context = int(model.config.max_position_embeddings)
+    fitting = (i for i, prompt in enumerate(prompts) if 0 < len(prompt) < context)
+    order = sorted(fitting, key=lambda i: (len(prompts[i]), i))
     answers: list[Ids] = [np.zeros(0, np.int32)] * len(prompts)
     devices = [device] if device.type == "cuda" else []
     model.eval()
@@ -100,8 +102,6 @@ def _batch(
     device = next(model.parameters()).device
     longest = max(len(prompt) for prompt in prompts)
     room = int(model.config.max_position_embeddings) - longest
-    if room < 1 or not longest:
-        return [np.zeros(0, np.int32) for _ in prompts]
     end = encoder.eos_id if encoder.eos_id is not None else 0
     ids = torch.full((len(prompts), longest), end, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -119,7 +119,8 @@ def _batch(
 def _config(sampling: SamplingOptions, encoder: Encoder, room: int, outputs: int) -> Any:
     from transformers import GenerationConfig
 
-    options: dict[str, Any] = {}
+    # Named, because transformers would take what is not from the model's own generation_config.
+    options: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     if outputs > encoder.vocab_size:  # padding of the output layer: ids that are no text
         options["suppress_tokens"] = list(range(encoder.vocab_size, outputs))
     if sampling.temperature:
