@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -55,6 +56,8 @@ class ShardWork:
     ) -> teacher_pb2.SampleTargetsResponse:
         """Return the reply. Raises InvalidInput, NotFound."""
         options = target_options(request)
+        vocab = self._served.loaded.vocab_size
+        options = replace(options, top_k=min(options.top_k, vocab))
         started_s = time.perf_counter()
         packed = await asyncio.to_thread(self._packed, project, request)
         packed_s = time.perf_counter()
@@ -153,6 +156,8 @@ class ShardWork:
             raise InvalidInput(
                 "is_target: the first token of a sequence is none", field="is_target"
             )
+        if not all(one.target_count for one in sequences):
+            raise InvalidInput("is_target: a sequence without a target", field="is_target")
         return sequences
 
     def _check_length(self, tokens: int) -> None:
@@ -166,7 +171,7 @@ def _check_layout(tokens: Array, offsets: Array, mask: Array, *, limit: int) -> 
         raise InvalidInput("sequences: offsets are int64, is_target is uint8 of 0 and 1")
     if not 1 <= count <= limit:
         raise InvalidInput(f"sequences: {count} of them, 1 to {limit} are allowed", field="offsets")
-    if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (offsets[1:] <= offsets[:-1]).any():
         raise InvalidInput("offsets: must rise from 0 to the number of tokens", field="offsets")
 
 
