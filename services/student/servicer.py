@@ -14,7 +14,7 @@ from services.common.blobs import BlobStore, check_digest
 from services.common.errors import Internal, InvalidInput
 from services.common.inputs import check_batch
 from services.common.interceptors import Context
-from services.common.names import check_id
+from services.common.names import check_id, parse
 from services.student import explain, export
 from services.student.inspection import inspect
 from services.student.language.requests import check_language
@@ -153,6 +153,7 @@ def _check_recipe(request: student_pb2.TrainRequest, max_concepts: int) -> None:
         )
     if kind == "language":
         check_language(request.language)
+        _check_teacher(request.language, request.project)
         return
     data = request.concept.data if kind == "concept" else request.linear_head.data
     check_digest(data.manifest.digest, field="data.manifest")
@@ -163,6 +164,14 @@ def _check_recipe(request: student_pb2.TrainRequest, max_concepts: int) -> None:
         _check_concept(request.concept, max_concepts)
     elif not data.feature_shards:
         raise InvalidInput("data.feature_shards: at least one is required", field="feature_shards")
+
+
+def _check_teacher(recipe: student_pb2.LanguageRecipe, project: str) -> None:
+    if not recipe.HasField("on_policy") or recipe.evaluate_only:
+        return
+    field = "on_policy.teacher"
+    if parse(recipe.on_policy.teacher, "models", field=field)[0] != project:
+        raise InvalidInput(f"{field}: reaches into another project than {project}", field=field)
 
 
 def _check_concept(recipe: student_pb2.ConceptRecipe, max_concepts: int) -> None:

@@ -120,7 +120,7 @@ class _LanguageTrainer(Trainer):  # type: ignore[misc]
         """Put the weights of the lowest held-out cross-entropy back, where they were kept."""
         if not self.options.patience or self.progress.best_step == self.progress.step:
             return
-        if self._best is None and folder is not None:
+        if self._best is None and folder is not None and (folder / "best.safetensors").exists():
             self._best = checkpoints.read_weights(folder / "best.safetensors")
         if self._best is not None:
             checkpoints.load_weights(self.student, self._best)
