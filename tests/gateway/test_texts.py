@@ -146,6 +146,26 @@ def test_parquet_rows_are_records() -> None:
         rows_of("a.parquet", out.getvalue())
 
 
+def test_a_repeated_value_of_a_parquet_file_is_not_unpacked_many_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a" * 100_000] * 100}), out)
+    sizes: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def batches(self: Any, batch_size: int, **more: Any) -> Any:
+        for batch in read(self, batch_size, **more):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", batches)
+    monkeypatch.setattr(text_files, "_BATCH_BYTES", 400_000)
+    rows, _ = rows_of("a.parquet", out.getvalue())
+    assert len(rows) == 100
+    assert max(sizes) < 600_000
+
+
 def test_splits_keep_units_together_and_meet_their_shares() -> None:
     units = [f"{n // 4:04x}" for n in range(400)]
     splits = assign_texts([""] * 400, units, Shares(0.2, 0.1), keep_given=False)

@@ -25,6 +25,7 @@ MAX_PARAGRAPHS_CHARS = 4_000
 MAX_PARQUET_BYTES = 4 << 30
 _MAX_GROUP_BYTES = 2 << 30
 _ROWS_AT_ONCE = 64
+_BATCH_BYTES = 256 << 20
 _SPOOL_BYTES = 32 << 20
 _HEAD_BYTES = 64 << 10
 
@@ -190,7 +191,10 @@ def _table_rows(name: str, table: pq.ParquetFile) -> Iterator[dict[str, Any]]:
     if not columns:
         there = ", ".join(table.schema_arrow.names)[:200]
         raise InvalidInput(f"{shown(name)}: no column of texts among {there}", field="uri")
-    for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
+    # A dictionary counts once in its group, and a row can repeat all of it.
+    at_once = _BATCH_BYTES // max(groups, default=1) if any(groups) else _ROWS_AT_ONCE
+    rows = min(max(at_once, 1), _ROWS_AT_ONCE)
+    for batch in table.iter_batches(batch_size=rows, columns=columns):
         yield from batch.to_pylist()
 
 
