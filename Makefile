@@ -67,7 +67,7 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 test: lint web test-assets ## lint, the workbench, and every test but the slow ones, with coverage
 	$(BIN)/python scripts/web.py test
 	rm -f .coverage .coverage.*
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --cov --cov-report=term:skip-covered
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --durations=15 --cov --cov-report=term:skip-covered
 
 test-all: lint web test-assets ## every test but the browser's
 	$(BIN)/python scripts/web.py test

@@ -96,7 +96,9 @@ def write_adapter(folder: Path, base: Path, *, seed: int = 1) -> Path:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=2, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     tuned = get_peft_model(load_tiny(base).model, config)
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:

@@ -266,6 +266,7 @@ def _add_adapter(model: Any, name: str, folder: Path) -> None:
         with warnings.catch_warnings():  # several adapters on one model are what is wanted
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             inject_adapter_in_model(config, model, adapter_name=name)
+        model.eval()  # the new layers come in training mode, with their dropout at work
         model.requires_grad_(False)
         done: Any = set_peft_model_state_dict(model, state, adapter_name=name)
         missing = [key for key in done.missing_keys if f".{name}." in f"{key}."]
