@@ -140,6 +140,7 @@ def _limit(settings: dict[str, Any]) -> None:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: 64,
     }
     for kind, value in limits.items():
         resource.setrlimit(kind, (value, value))

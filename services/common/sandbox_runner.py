@@ -26,13 +26,14 @@ _ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _FORBIDDEN = {
     # Processes and programs; sockets; tracing; mounts and namespaces; keys; kernel modules and bpf;
     # files by handle; clocks, swap and reboot; prctl, which could outlive the room; shared memory,
-    # semaphores and message queues, which no limit of a process counts.
+    # semaphores, message queues and asynchronous I/O, which no limit of a process counts.
     "x86_64": (56, 57, 58, 59, 322, 41, 42, 53, 101, 310, 311, 298, 165, 166, 155, 161, 272, 308)
     + (248, 249, 250, 175, 176, 313, 246, 320, 321, 323, 303, 304, 319, 164, 227, 167, 169)
-    + (154, 172, 173, 163, 179, 157, 29, 30, 31, 64, 65, 66, 67, 68, 69, 70, 71, 220),
+    + (154, 172, 173, 163, 179, 157, 29, 30, 31, 64, 65, 66, 67, 68, 69, 70, 71, 220)
+    + (206,),
     "aarch64": (220, 221, 281, 198, 199, 203, 117, 270, 271, 241, 40, 39, 41, 51, 97, 268)
     + (217, 218, 219, 105, 106, 273, 104, 294, 280, 282, 264, 265, 279, 170, 112, 224, 142)
-    + (89, 60, 167, 194, 195, 196, 197, 190, 191, 192, 193, 186, 187, 188, 189),
+    + (89, 60, 167, 194, 195, 196, 197, 190, 191, 192, 193, 186, 187, 188, 189, 0),
 }
 
 

@@ -60,7 +60,8 @@ class TextRecord:
             raise InvalidInput(f"{where}: more than {MAX_CHOICES} choices", field="choices")
         if self.choices and not 0 <= self.choice_index < len(self.choices):
             raise InvalidInput(f"{where}: choice_index is out of range", field="choice_index")
-        if sum(map(len, (self.text, self.prompt, self.answer, self.reference))) > MAX_TEXT_CHARS:
+        parts = (self.text, self.prompt, self.answer, self.reference, *self.choices)
+        if sum(map(len, parts)) > MAX_TEXT_CHARS:
             raise InvalidInput(f"{where}: over {MAX_TEXT_CHARS:,} characters", field="text")
 
 
