@@ -18,6 +18,7 @@ from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.targets import TargetShard
 from services.common.tensors import from_message
+from services.student.language.on_policy import calls
 from services.student.recipes import Surroundings, Training, train
 from services.student.rundir import RunDir
 from services.torch_common.language.packing import PackedSequence, tokenizer_digest
@@ -98,6 +99,17 @@ def run(around, run_id: str, *, steps: int = 4, model: str = TEACHER, **recipe):
     folder.create(asked)
     made = Training(asked.project, blobs, folder.next_writer(), lambda: None, around)
     return train(made, asked).language
+
+
+def test_a_call_asks_for_no_more_than_its_answer_may_hold():
+    sequences = suite.sequences_of(suite.answers(), 96)
+    lengths = [len(one.tokens) for one in sequences]
+    found = calls(sequences, 2 * max(lengths))
+    assert [one for some in found for one in some] == sequences
+    assert len(found) > 1
+    assert all(sum(len(one.tokens) for one in some) <= 2 * max(lengths) for some in found)
+    assert [len(some) for some in calls(sequences[:3], 0)] == [1, 1, 1]
+    assert [len(some) for some in calls(sequences[:1] * 70, 1 << 20)] == [64, 6]
 
 
 def test_student_and_data_take_turns_and_the_same_seed_gives_the_same_weights(around, teacher):

@@ -44,6 +44,8 @@ GIVE_UP_S = 600.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 MOST_SEQUENCES = 64
 """Sequences of one call."""
+_ID_BYTES = 6
+"""What a probable id takes in a reply: a difference to the one before, and a float16."""
 
 
 class TeacherClient:
@@ -51,6 +53,8 @@ class TeacherClient:
 
     def __init__(self, address: str, model: str, *, max_message_bytes: int) -> None:
         self._model = model
+        # The teacher's reply is at most half a message; who asks keeps well below.
+        self._reply_bytes = max_message_bytes // 4
         self._channel = grpc.insecure_channel(
             address,
             options=[
@@ -74,10 +78,10 @@ class TeacherClient:
     ) -> TargetBank:
         """The most probable tokens at each target. Raises what the teacher's status stands for."""
         shards = []
-        for at in range(0, len(sequences), MOST_SEQUENCES):
+        for some in calls(sequences, self._reply_bytes // (_ID_BYTES * top_k)):
             request = teacher_pb2.SampleTargetsRequest(
                 model=self._model,
-                sequences=_message(sequences[at : at + MOST_SEQUENCES]),
+                sequences=_message(some),
                 kind=teacher_pb2.TARGET_KIND_TOP_K,
                 top_k=top_k,
                 temperature=temperature,
@@ -209,6 +213,20 @@ def prompt_of(sequence: PackedSequence) -> Any:
     """The tokens before the first target."""
     targets = np.flatnonzero(sequence.is_target)
     return sequence.tokens[: targets[0]] if len(targets) else sequence.tokens
+
+
+def calls(sequences: Sequence[PackedSequence], most_tokens: int) -> list[list[PackedSequence]]:
+    """Sequences in order, those of one call together: at most 64 of them, and `most_tokens` unless
+    one alone has more."""
+    found: list[list[PackedSequence]] = []
+    tokens = 0
+    for one in sequences:
+        tokens += len(one.tokens)
+        if not found or tokens > most_tokens or len(found[-1]) >= MOST_SEQUENCES:
+            found.append([])
+            tokens = len(one.tokens)
+        found[-1].append(one)
+    return found
 
 
 def _message(sequences: Sequence[PackedSequence]) -> teacher_pb2.TokenSequences:
