@@ -16,6 +16,8 @@ DEFAULT_BYTES = 40.0
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
 MAX_TOP_K = 4096
+MIN_TEMPERATURE = 1e-4
+"""Least one but 0: logits over it stay finite in float32."""
 
 
 def sampling_options(message: language_pb2.Sampling) -> SamplingOptions:
@@ -31,7 +33,7 @@ def sampling_options(message: language_pb2.Sampling) -> SamplingOptions:
             field="sampling.stop",
         )
     return SamplingOptions(
-        temperature=message.temperature,
+        temperature=message.temperature and max(message.temperature, MIN_TEMPERATURE),
         top_p=message.top_p or 1.0,
         max_tokens=message.max_tokens or DEFAULT_MAX_TOKENS,
         stops=stops,
@@ -41,7 +43,7 @@ def sampling_options(message: language_pb2.Sampling) -> SamplingOptions:
 
 def target_options(request: teacher_pb2.SampleTargetsRequest) -> TargetOptions:
     """Return what to keep. Raises InvalidInput."""
-    _within("temperature", request.temperature, 0.0, 100.0)
+    _within("temperature", request.temperature or 1.0, MIN_TEMPERATURE, 100.0)
     _within("bytes_per_token", request.bytes_per_token, 0.0, 1e5)
     top_k = request.kind == teacher_pb2.TARGET_KIND_TOP_K
     if not 0 <= request.top_k <= MAX_TOP_K or (request.top_k and not top_k):

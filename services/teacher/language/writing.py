@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 from google.rpc import status_pb2
@@ -93,7 +94,8 @@ def _begin(
                 f"prompt: {len(prompt):,} tokens leave no room for an answer within {limit:,}",
                 field="prompt",
             )
-        return new_answer(loaded, prompt, options, item.seed)
+        room = min(options.max_tokens, limit - len(prompt))
+        return new_answer(loaded, prompt, replace(options, max_tokens=room), item.seed)
     except StillhouseError as error:
         return error.to_status()
 
