@@ -25,7 +25,7 @@ _RE2_BYTES = 8 << 20
 _NUMBER = re.compile(
     r"(?:(?<!\d)[-+−])?(?:\d{1,3}(?:[,\u00a0\u202f]\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 )
-_CODE = re.compile(r"^```[ \t]*(?:python|py)?[ \t]*\r?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"^```[ \t]*+(?:python3?|py)?[ \t]*+\r?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -119,3 +119,6 @@ def test_code_of_an_answer() -> None:
     assert code_of("a = 1") == "a = 1"
     assert code_of("```\nx\n```\n```py\ny\n```") == "x\n"
     assert code_of("```js\nx\n```") == "```js\nx\n```"
+    assert code_of("```python3 \nx\n```") == "x\n"
+    padded = "```" + " " * 200_000  # minutes, where both runs of blanks may share them
+    assert code_of(padded) == padded
