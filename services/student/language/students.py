@@ -161,6 +161,9 @@ def save(student: LanguageStudent, folder: Path) -> str:
     if adapter:
         for config in student.model.peft_config.values():
             config.base_model_name_or_path = student.loaded.model_id
+            for name, value in vars(config).items():
+                if isinstance(value, set):  # its order differs from process to process
+                    setattr(config, name, sorted(value))
         student.model.save_pretrained(folder, save_embedding_layers=False)
     else:
         student.model.to(student.dtype).save_pretrained(folder, max_shard_size="1000GB")
