@@ -239,7 +239,16 @@ def _check(arrays: dict[str, Array]) -> None:
 
 def _rises(offsets: Array, end: int) -> bool:
     ordered = len(offsets) and offsets[0] == 0 and offsets[-1] == end
-    return bool(ordered) and bool((np.diff(offsets) >= 0).all())
+    return bool(ordered) and bool((offsets[1:] >= offsets[:-1]).all())
+
+
+def _predictable(arrays: dict[str, Array]) -> bool:
+    """Whether tokens are ids, and no sequence's first token is a target."""
+    tokens, offsets = arrays["tokens"], arrays["offsets"]
+    firsts = offsets[:-1][offsets[1:] > offsets[:-1]]
+    is_target = np.unpackbits(arrays["is_target"], count=len(tokens))
+    ids = not len(tokens) or (int(tokens.min()) >= 0 and int(tokens.max()) <= _MAX_ID)
+    return ids and not bool(is_target[firsts].any())
 
 
 def _agree(arrays: dict[str, Array]) -> bool:
@@ -253,6 +262,7 @@ def _agree(arrays: dict[str, Array]) -> bool:
         and int(arrays["kind"][0]) < len(KINDS)
         and bool(np.isfinite(arrays["temperature"]).all())
         and arrays["is_target"].dtype == arrays["payload"].dtype == np.uint8
+        and _predictable(arrays)
     )
 
 

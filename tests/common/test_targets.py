@@ -101,7 +101,8 @@ def test_a_damaged_shard_is_refused() -> None:
         "offsets": np.array([0, 99]),
         "payload_offsets": np.array([0, -1]),
         "digests": np.zeros((2, 32), np.uint8),
-        "is_target": np.zeros(0, np.uint8),
+        "is_target": np.full(2, 255, np.uint8),
+        "tokens": np.full(12, -1, np.int32),
         "kind": np.array([7], np.uint8),
         "temperature": np.array([np.nan]),
     }
