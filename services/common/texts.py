@@ -52,6 +52,10 @@ class TextRecord:
         if not all(isinstance(one, str) for one in texts) or type(self.choice_index) is not int:
             raise InvalidInput("a record's fields are text", field="records")
         where = f"record {self.record_id[:100]!r}"
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:  # a lone surrogate, which JSON can name
+            raise InvalidInput(f"{where}: not valid Unicode", field="records") from None
         if self.split not in SPLITS:
             raise InvalidInput(f"{where}: split {self.split[:20]!r}", field="split")
         if bool(self.text) == bool(self.prompt):

@@ -50,6 +50,7 @@ def test_records_come_back_and_equal_ones_have_equal_bytes() -> None:
         b'{"record_id": "a", "prompt": "p", "choices": ["x"], "choice_index": 1}',
         b'{"record_id": "a", "prompt": "p", "choices": 3}',
         b'{"record_id": "a", "text": "' + b"x" * 1_000_001 + b'"}',
+        b'{"record_id": "\\ud800", "text": "a"}',
         b"[" * 100_000,
         b"\xff",
     ],
