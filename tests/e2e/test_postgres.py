@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.suite import suite
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_the_job_runs_on_postgresql(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_nothing_outlives_a_killed_supervisor(data_dir: Path) -> None:
     assert not status(data_dir)["running"]
 
 
+@pytest.mark.slow
 def test_detached_up_and_down(data_dir: Path) -> None:
     started = stillhouse("up", "--data-dir", str(data_dir), "--port", "0", "--detach", "--json")
     try:

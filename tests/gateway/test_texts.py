@@ -75,7 +75,7 @@ def test_usual_field_names_are_understood(raw: dict[str, Any], expected: dict[st
         ({}, "neither a text nor a prompt"),
         ({"text": "  "}, "neither"),
         ({"text": ["a"]}, "not text"),
-        ({"text": "\ud800"}, "not Unicode"),
+        ({"text": "\ud800"}, "not valid Unicode"),
         ({"text": "a" * 1_000_001}, "characters"),
         ({"prompt": "a", "choices": ["x"]}, "two or more"),
         ({"prompt": "a", "choices": ["x", "y"]}, "which choice"),

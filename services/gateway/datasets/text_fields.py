@@ -70,8 +70,6 @@ def to_row(raw: Mapping[str, Any], fallback_id: str, file_split: str) -> Row:
         record.check()
     except InvalidInput as error:
         raise Unfit(error.message.partition(": ")[2] or error.message) from None
-    if not _is_utf8(record):
-        raise Unfit("it holds characters that are not Unicode text")
     return Row(record, own or file_split, bool(own))
 
 
@@ -151,12 +149,3 @@ def _scalar(value: Any, what: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise Unfit(f"its {what} is not text")
-
-
-def _is_utf8(record: TextRecord) -> bool:
-    parts = (record.text, record.prompt, record.answer, record.reference, record.group)
-    try:
-        "".join((record.record_id, *parts, *record.choices)).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
