@@ -46,8 +46,8 @@ def tuneshift(
 ) -> None:
     """Carry facts that a tuned SmolLM2 knows into one of 20 layers, from two seed prompts.
 
-    Takes about half an hour on two cores, a third of that with --quick; a run that is interrupted
-    goes on where it was. Uses the suite that runs in the data folder, or starts one for its time.
+    Long on a laptop: begin with --quick. A run that is interrupted goes on where it was. Uses the
+    suite that runs in the data folder, or starts one for its time.
     """
     started_s = time.monotonic()
     config = make_config(data_dir, max(port, 0), redis_url, database_url)

@@ -63,7 +63,8 @@ async def read_report(
         found = None
     if not isinstance(found, dict):
         raise Internal("the report of the training run is not JSON")
-    add_datasets(found, [dataset_prefix(one) for one in datasets])
+    prefixes = [dataset_prefix(one) for one in datasets]
+    await asyncio.to_thread(add_datasets, found, prefixes)  # a bootstrap: too long for the loop
     return found
 
 
