@@ -41,7 +41,7 @@ class StudentSettings(ServiceSettings):
     """Where language students are trained: `cpu`, `cuda`, `cuda:1`."""
     precision: str = Field("", pattern="^(float32|bfloat16)?$")
     """What language students compute in where a recipe does not say; empty means bfloat16 where the
-    device computes it natively, else float32."""
+    device multiplies it faster, else float32."""
     teacher_address: str = ""
     """Address of the teacher service, for training on the student's own answers; empty refuses
     it."""

@@ -25,7 +25,7 @@ class TeacherSettings(ModelSettings):
     """Outputs of job shards kept in memory per trunk, so that several heads cost one pass (about 7
     KB each)."""
     precision: Literal["", "float32", "bfloat16"] = ""
-    """What language models compute in; empty means bfloat16 where the device computes it natively,
+    """What language models compute in; empty means bfloat16 where the device multiplies it faster,
     else float32."""
     max_batch_tokens: int = Field(4096, ge=16)
     """Tokens of a language model's forward pass, padding included; no item may be longer."""

@@ -19,7 +19,6 @@ from services.torch_common.language.convert_gguf import convert, golden_ids
 from services.torch_common.language.files import ModelFiles, ModelSource
 from services.torch_common.language.loading import (
     drop_adapter,
-    dtype_of,
     keep_layers,
     load_adapter,
     load_language_model,
@@ -160,13 +159,6 @@ def test_chosen_layers_are_renumbered_copies(folder: Path) -> None:
         with pytest.raises(InvalidInput, match="layers"):
             keep_layers(loaded.model, wrong)
     assert loaded.model.config.num_hidden_layers == 3
-
-
-def test_precisions() -> None:
-    assert dtype_of("float32", "cpu") == torch.float32
-    assert dtype_of("", "cpu") in (torch.float32, torch.bfloat16)
-    with pytest.raises(InvalidInput, match="precision"):
-        dtype_of("int4", "cpu")
 
 
 def _write_gguf(folder: Path, path: Path) -> None:

@@ -77,7 +77,7 @@ class TrainingFlags:
         int, typer.Option(min=0, help="Stop after so many evaluations without gain; 0: never.")
     ] = 0
     precision: Annotated[
-        Precision | None, typer.Option(help="bfloat16 where the device computes it natively.")
+        Precision | None, typer.Option(help="bfloat16 where the device multiplies it faster.")
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of data order, adapters and sampling.")] = 0
 

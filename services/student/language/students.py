@@ -22,10 +22,10 @@ from services.student.recipes import Training
 from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import (
     LoadedLanguageModel,
-    dtype_of,
     keep_layers,
     load_language_model,
 )
+from services.torch_common.language.precision import dtype_of
 
 _SAVED = (".safetensors", ".json", ".txt", ".model", ".jinja")
 

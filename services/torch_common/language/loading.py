@@ -24,8 +24,8 @@ from services.common.errors import InvalidInput, Precondition
 from services.common.weights import WeightsError, content_digest
 from services.torch_common.language.files import ModelFiles, ModelSource
 from services.torch_common.language.packing import Encoder, tokenizer_digest
+from services.torch_common.language.precision import dtype_of
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Parts of a configuration that do not change what the model computes.
 _IDLE = ("transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "use_cache")
 # Settings of an adapter that reach beyond layers of its own, unless they are one of the next.
@@ -37,7 +37,6 @@ _CHANGES_BASE = (
     "init_lora_weights",  # pissa and others take from the base what they put on it
 )
 _UNCHANGED: tuple[Any, ...] = (None, "none", [], {}, True, False, "gaussian", "orthogonal")
-_NATIVE_BF16 = ("avx512_bf16", "amx_bf16")
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,6 @@ class LoadedLanguageModel:
         """The model with this adapter, and no other, in force. Not for two threads at once."""
         _activate(self.model, self.adapter)
         yield self.model
-
-
-def default_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device computes it natively, else float32."""
-    if device.startswith("cuda"):
-        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    else:
-        flags = Path("/proc/cpuinfo")
-        native = flags.exists() and any(name in flags.read_text() for name in _NATIVE_BF16)
-    return torch.bfloat16 if native else torch.float32
-
-
-def dtype_of(precision: str, device: str) -> torch.dtype:
-    """The dtype of `float32`, `bfloat16`, or "" for the device's own. Raises InvalidInput."""
-    if precision and precision not in _DTYPES:
-        raise InvalidInput(
-            f"precision: {precision[:20]!r} is none of {list(_DTYPES)}", field="precision"
-        )
-    return _DTYPES[precision] if precision else default_dtype(device)
 
 
 def load_language_model(
