@@ -162,6 +162,11 @@ def collate(sequences: Sequence[PackedSequence], bank: TargetBank | None = None)
     )
 
 
+def by_length(sequences: Sequence[PackedSequence]) -> list[PackedSequence]:
+    """Sequences by rising length, the order in which a batch of them is padded least."""
+    return sorted(sequences, key=lambda one: len(one.tokens))
+
+
 def join_targets(found: Sequence[SequenceTargets]) -> SparseTargets | None:
     """Targets of several sequences as one; None without any."""
     if not found:

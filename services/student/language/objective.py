@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,19 +21,47 @@ from services.student.language.sparse_losses import (
     sparse_uld,
 )
 
+PASS_TOKENS = 128
+"""What a forward and backward pass costs besides its tokens, as a number of tokens."""
+
 
 def target_logits(model: Any, batch: Batch, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Logits [N, V] of the batch's target tokens, from a causal language model of transformers.
 
     Hidden states of other tokens never reach the output layer, the dearest of a small model. The
-    forward pass runs in `dtype`; weights keep their own.
+    forward pass runs in `dtype`; weights keep their own. Rows of rising length that differ much run
+    in several passes, so that short ones are not padded to the longest.
     """
-    with (
-        torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32),
-        _only(model.get_output_embeddings(), batch.predicts),
-    ):
+    lengths = batch.attention_mask.sum(dim=1).cpu().numpy()
+    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        parts = [_logits_of(model, batch, rows, longest) for rows, longest in passes(lengths)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def passes(lengths: npt.NDArray[np.int64]) -> list[tuple[slice, int]]:
+    """Rows of the forward passes that a batch of such lengths takes, and the longest of each.
+
+    A pass is cut where that saves more padding than `PASS_TOKENS`; lengths that do not rise stay
+    together.
+    """
+    if len(lengths) > 1 and bool((np.diff(lengths) >= 0).all()):
+        counts = np.arange(1, len(lengths))
+        saved = counts * (lengths[-1] - lengths[:-1])
+        if saved.max() > PASS_TOKENS:
+            cut = int(counts[saved.argmax()])
+            later = passes(lengths[cut:])
+            return passes(lengths[:cut]) + [
+                (slice(rows.start + cut, rows.stop + cut), longest) for rows, longest in later
+            ]
+    return [(slice(0, len(lengths)), int(lengths.max()))]
+
+
+def _logits_of(model: Any, batch: Batch, rows: slice, longest: int) -> Tensor:
+    with _only(model.get_output_embeddings(), batch.predicts[rows, :longest]):
         output = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            input_ids=batch.input_ids[rows, :longest],
+            attention_mask=batch.attention_mask[rows, :longest],
+            use_cache=False,
         )
     return output.logits  # type: ignore[no-any-return]
 

@@ -24,7 +24,7 @@ from services.common.errors import Overloaded, PeerUnavailable, Precondition
 from services.common.targets import TargetShard
 from services.common.tensors import to_message
 from services.common.texts import TextRecord
-from services.student.language.data import Batch, TargetBank, collate
+from services.student.language.data import Batch, TargetBank, by_length, collate
 from services.student.language.generation import SamplingOptions, generate, read_sampling
 from services.torch_common.language.packing import (
     Encoder,
@@ -128,7 +128,7 @@ class OnPolicyTeacher:
         bank = None
         if found:
             bank = self.client.targets(found, top_k=self.top_k, temperature=self.temperature)
-        return collate(found + replay, bank)
+        return collate(by_length(found + replay), bank)
 
     def _answers(
         self, model: Any, sequences: Sequence[PackedSequence], step: int

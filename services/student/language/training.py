@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 from services.common.errors import Precondition
 from services.student.language import checkpoints
 from services.student.language.course import Course, Point, Progress, Since
-from services.student.language.data import collate
+from services.student.language.data import by_length, collate
 from services.student.language.objective import distillation_loss, target_logits
 from services.student.language.options import TrainingOptions
 from services.student.recipes import Training
@@ -88,7 +88,7 @@ class _LanguageTrainer(Trainer):  # type: ignore[misc]
         """The loss of one step's sequences, a mean over their target tokens."""
         step = self.state.global_step
         if self.course.teach is None:
-            batch = collate(inputs["sequences"], self.course.bank)
+            batch = collate(by_length(inputs["sequences"]), self.course.bank)
         else:
             batch = self.course.teach(model, inputs["sequences"], step)
         batch = batch.to(self.args.device)
