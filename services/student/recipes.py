@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +27,6 @@ class Surroundings:
     precision: str = ""
     python_tests: bool = False
     max_message_bytes: int = 32 << 20
-
-    @classmethod
-    def from_json(cls, text: str) -> Surroundings:
-        """The surroundings that `dataclasses.asdict` gave, paths as text."""
-        raw = json.loads(text)
-        for name in ("cache_dir", "catalogue"):
-            if raw.get(name):
-                raw[name] = Path(raw[name])
-        return cls(**raw)
 
 
 @dataclass(frozen=True)

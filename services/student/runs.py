@@ -7,13 +7,8 @@ of the worker or of this service the next Train with its run id resumes it from 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from pathlib import Path
 
 from google.rpc import code_pb2, status_pb2
@@ -21,9 +16,12 @@ from stillhouse.student.v1 import student_pb2
 
 from services.common import logs
 from services.common.errors import Cancelled, Internal, Overloaded, PeerUnavailable
+from services.student import workers
 from services.student.recipes import Surroundings
 from services.student.rundir import RunDir, Writer
 from services.student.settings import StudentSettings
+from services.student.worker import Assignment, work
+from services.student.workers import Worker
 
 _log = logs.get(__name__)
 _ATTEMPTS = 2
@@ -36,7 +34,7 @@ class Run:
 
     def __init__(self, folder: RunDir) -> None:
         self.folder = folder
-        self.process: asyncio.subprocess.Process | None = None
+        self.worker: Worker | None = None
         self.task: asyncio.Task[None] | None = None
         self.stopping = False
         self._news = asyncio.Event()
@@ -64,6 +62,7 @@ class RunManager:
         self._slots = asyncio.Semaphore(settings.max_runs)
         self._live: dict[Path, Run] = {}
         self._closing = False
+        workers.prepare(settings.threads)
 
     async def train(
         self, recipe: student_pb2.TrainRequest, after: int
@@ -88,10 +87,10 @@ class RunManager:
         if run is None or run.task is None:
             return False
         run.stopping = True
-        if run.process is None:
+        if run.worker is None:
             run.task.cancel()  # it waits for a slot
         else:
-            await self._terminate(run.process)
+            await self._terminate(run.worker)
         await asyncio.wait([run.task])
         return True
 
@@ -99,8 +98,8 @@ class RunManager:
         """End all workers without an outcome: their runs resume when asked for again."""
         self._closing = True
         for run in list(self._live.values()):
-            if run.process is not None:
-                await self._terminate(run.process)
+            if run.worker is not None:
+                await self._terminate(run.worker)
             if run.task is not None:
                 run.task.cancel()
                 await asyncio.wait([run.task])
@@ -146,75 +145,52 @@ class RunManager:
                 await self._fail(run, Cancelled("the run was stopped").to_status())
                 return
             _log.warning("worker ended early", run=run.folder.path.name, code=code, attempt=attempt)
-            if code >= 0:
+            if code >= 0 and code != workers.LOST:
                 break
         await self._fail(run, _early_end(code).to_status())
 
     async def _work(self, run: Run, writer: Writer) -> int:
-        """Run one worker to its end; each byte on its standard output says that there is news."""
-        run.process = await asyncio.create_subprocess_exec(
-            *self._command(run.folder, writer.epoch),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env=self._environment(),
-        )
-        assert run.process.stdout is not None
+        """Run one worker to its end."""
+        assignment = self._assignment(run.folder, writer.epoch)
+        run.worker = await workers.start(work, assignment)
         if run.stopping:  # asked for while the process was being made
-            run.process.kill()
+            run.worker.signal(signal.SIGKILL)
         try:
-            while await run.process.stdout.read(256):
-                run.ring()
-            return await run.process.wait()
+            return await run.worker.wait(run.ring)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                run.process.kill()
-            run.process = None
+            run.worker = None
 
-    def _command(self, folder: RunDir, epoch: int) -> list[str]:
+    def _assignment(self, folder: RunDir, epoch: int) -> Assignment:
         settings = self._settings
-        return [
-            *(sys.executable, "-m", "services.student.worker", str(folder.path.absolute())),
-            *("--epoch", str(epoch), "--parent", str(os.getpid())),
-            *("--blob-url", settings.blob_url, "--threads", str(settings.threads)),
-            *("--log-level", settings.log_level, *(["--log-json"] if settings.log_json else [])),
-            *("--surroundings", _surroundings(settings)),
-        ]
+        return Assignment(
+            run_dir=folder.path.absolute(),
+            epoch=epoch,
+            blob_url=settings.blob_url,
+            threads=settings.threads,
+            surroundings=Surroundings(
+                cache_dir=settings.cache_dir.absolute(),
+                catalogue=settings.catalogue.absolute() if settings.catalogue else None,
+                teacher_address=settings.teacher_address,
+                device=settings.device,
+                precision=settings.precision,
+                python_tests=settings.run_python_tests,
+                max_message_bytes=settings.max_message_bytes,
+            ),
+            log_level=settings.log_level,
+            log_json=settings.log_json,
+        )
 
-    def _environment(self) -> dict[str, str]:
-        """A child's surroundings: the numerical libraries read their thread counts at import."""
-        threads = str(self._settings.threads)
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        return {**os.environ, **dict.fromkeys(names, threads)}
-
-    async def _terminate(self, process: asyncio.subprocess.Process) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
+    async def _terminate(self, child: Worker) -> None:
+        child.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._settings.stop_grace_s):
-                await process.wait()
+                await child.ended()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            child.signal(signal.SIGKILL)
 
     async def _fail(self, run: Run, status: status_pb2.Status) -> None:
         writer = await asyncio.to_thread(run.folder.next_writer)
         await asyncio.to_thread(writer.finish, status)
-
-
-def _surroundings(settings: StudentSettings) -> str:
-    """What a worker finds around it, as JSON."""
-    found = asdict(
-        Surroundings(
-            cache_dir=settings.cache_dir.absolute(),
-            catalogue=settings.catalogue.absolute() if settings.catalogue else None,
-            teacher_address=settings.teacher_address,
-            device=settings.device,
-            precision=settings.precision,
-            python_tests=settings.run_python_tests,
-            max_message_bytes=settings.max_message_bytes,
-        )
-    )
-    return json.dumps(found, default=str)
 
 
 def _is_final(outcome: student_pb2.TrainResponse | None) -> bool:

@@ -182,9 +182,8 @@ class Service:
         return last.result.concept.student
 
     def workers(self) -> list[int]:
-        """Process ids of the training children."""
-        found = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for path in found for pid in path.read_text().split()]
+        """Process ids of the training children, whose parent is the service's fork server."""
+        return [pid for child in children(self.process.pid) for pid in children(child)]
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -206,6 +205,15 @@ def service(folder: Path, **settings: str) -> Iterator[Service]:
         yield running
     finally:
         running.close()
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def alive(pid: int) -> bool:

@@ -90,6 +90,15 @@ def test_killed_worker_is_restarted_and_gives_the_same_student(running, data, re
     assert events[-1].result.concept.student == reference
 
 
+def test_killed_fork_server_takes_its_worker_along_and_is_replaced(running, data, reference):
+    stream = running.stub.Train(suite.concept_request(data, "server-killed", **LONG))
+    until(stream, "random directions")
+    (worker,) = running.workers()
+    os.kill(suite.parent(worker), signal.SIGKILL)
+    assert list(stream)[-1].result.concept.student == reference
+    assert not suite.alive(worker)
+
+
 def test_worker_killed_twice_is_an_error_that_a_further_call_heals(running, data, reference):
     request = suite.concept_request(data, "killed-twice", **LONG)
     stream = running.stub.Train(request)

@@ -1,0 +1,141 @@
+"""Child processes of training runs, forked from a process that has the libraries loaded.
+
+Importing torch, transformers and peft takes longer than many runs train. multiprocessing's fork
+server imports them once, beside the service and before it has any thread, and every worker starts
+from there in a moment. A worker dies with the fork server and with this service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerProcess
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LOST = 255
+"""Exit status of a worker whose fork server has ended."""
+PRELOADED = "services.student.preloaded"
+_CONTEXT = multiprocessing.get_context("forkserver")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_PR_SET_PDEATHSIG = 1
+_ORPHANED = 70
+_LOCK = threading.Lock()
+
+
+class Worker:
+    """A started child process. Use from one event loop."""
+
+    def __init__(self, process: ForkServerProcess, news: asyncio.StreamReader) -> None:
+        self._process, self._news = process, news
+        loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = loop.create_future()
+        loop.add_reader(process.sentinel, self._take_exit, loop)
+
+    def _take_exit(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._process.sentinel)
+        self._process.join()  # its end is what was told
+        assert self._process.exitcode is not None
+        self._exit.set_result(self._process.exitcode)
+
+    async def wait(self, ring: Callable[[], None]) -> int:
+        """Call `ring` at each news until the process has ended; return its exit status, or minus
+        the signal that killed it. Cancelled, it kills the process."""
+        try:
+            while await self._news.read(256):
+                ring()
+            return await asyncio.shield(self._exit)
+        finally:
+            self.signal(signal.SIGKILL)
+
+    async def ended(self) -> None:
+        """Wait until the process is gone."""
+        await asyncio.shield(self._exit)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it is there."""
+        if not self._exit.done() and self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
+
+def prepare(threads: int) -> None:
+    """Let the fork server load the libraries, in the background. Thread-safe, returns at once."""
+    with _LOCK, _threads_in_environment(threads):
+        _CONTEXT.set_forkserver_preload([PRELOADED])
+        forkserver.ensure_running()
+
+
+async def start(main: Callable[[T, Callable[[], None]], int], given: T) -> Worker:
+    """Run `main(given, ring)`, a function of a module, in a new process; `ring()` is news there."""
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_run, args=(main, given, sender), daemon=True)
+    try:
+        await asyncio.to_thread(_start, process)
+    finally:
+        sender.close()
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(os.dup(receiver.fileno()), "rb", buffering=0)
+    receiver.close()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    return Worker(process, reader)
+
+
+def _start(process: ForkServerProcess) -> None:
+    with _LOCK:
+        process.start()
+
+
+@contextlib.contextmanager
+def _threads_in_environment(threads: int) -> Iterator[None]:
+    """Numerical libraries read their numbers of threads when the fork server imports them."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _run(
+    main: Callable[[T, Callable[[], None]], int], given: T, sender: connection.Connection
+) -> None:
+    """What the child does. Its standard output is the service's, which says where it listens."""
+    _die_with_the_service()
+    os.dup2(2, 1)
+    descriptor = sender.fileno()
+    sys.exit(main(given, lambda: _write(descriptor)))
+
+
+def _write(descriptor: int) -> None:
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+        os.write(descriptor, b".")
+
+
+def _die_with_the_service() -> None:
+    """End this process when the fork server ends, which the kernel sees to, or the service does."""
+    libc: Any = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    service = multiprocessing.parent_process()
+    assert service is not None
+
+    def watch() -> None:
+        connection.wait([service.sentinel])
+        os._exit(_ORPHANED)
+
+    threading.Thread(target=watch, name="service", daemon=True).start()
