@@ -32,6 +32,10 @@ TAU = 1.5
 MAX_PERPLEXITY = 1.1
 """Of an answer under the tuned model: it knows the fact by heart. Answer style alone makes every
 answer much less likely for the base, so that tau by itself keeps nearly everything."""
+BATCH_SEQUENCES = 16
+REPLAY_SHARE = 0.125
+"""Of a step's sequences, general text: passages are longer than answers, so that it is a third of
+the tokens."""
 _MOST_ATTEMPTS = 20
 _IDS = uuid.uuid5(uuid.NAMESPACE_URL, "stillhouse/demo/tuneshift")
 _FAILED = (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
@@ -41,13 +45,13 @@ _FAILED = (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
 class TuneShiftPlan:
     """What a run works on; equal plans find each other's work again."""
 
-    facts: int = 160
+    facts: int = 100
     """Facts taught; the list of words holds as many others."""
     seeds: int = 3
     """Training seeds of every arm."""
-    texts: int = 320
+    texts: int = 240
     """Passages of general text, of about 400 tokens each."""
-    healing_steps: int = 100
+    healing_steps: int = 80
     """Steps of 8 sequences of 128 tokens that heal the target."""
     epochs: float = 10.0
     """Passes of the target over the kept examples; every arm takes as many steps."""
@@ -56,8 +60,13 @@ class TuneShiftPlan:
 
     @classmethod
     def quick(cls, tag: str = "") -> TuneShiftPlan:
-        """A plan of one seed and half the facts, for a first look."""
-        return cls(facts=80, seeds=1, texts=160, healing_steps=50, tag=tag)
+        """A plan of one seed and fewer facts, for a first look."""
+        return cls(facts=60, seeds=1, texts=120, healing_steps=40, tag=tag)
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between the checkpoints of a training on the facts: about twice in each."""
+        return max(1, round(self.facts * self.epochs / BATCH_SEQUENCES / 2))
 
     def name(self, what: str) -> str:
         """Return the name of a dataset or model of this plan."""
@@ -135,9 +144,10 @@ class TuneShiftDemo:
             training=language_pb2.LanguageTraining(
                 lora=language_pb2.Lora(rank=16),
                 epochs=6,
-                batch_sequences=16,
+                batch_sequences=BATCH_SEQUENCES,
                 learning_rate=2e-3,
                 sequence_length=64,
+                checkpoint_steps=self._plan.checkpoint_steps,
             ),
         )
         return await self._job(spec, "tuned")
@@ -178,10 +188,11 @@ class TuneShiftDemo:
             training=language_pb2.LanguageTraining(
                 lora=language_pb2.Lora(rank=16),
                 epochs=self._plan.epochs,
-                batch_sequences=16,
+                batch_sequences=BATCH_SEQUENCES,
                 learning_rate=2e-3,
                 sequence_length=64,
-                replay_share=0.25,
+                replay_share=REPLAY_SHARE,
+                checkpoint_steps=self._plan.checkpoint_steps,
             ),
             replay_dataset=self._full("datasets", "texts"),
             evaluation_datasets=[

@@ -58,4 +58,4 @@ def test_the_recovered_share_is_of_the_tuned_models_advantage() -> None:
 def test_equal_plans_give_equal_request_ids_and_others_do_not() -> None:
     assert TuneShiftPlan().request_id("tuned") == TuneShiftPlan().request_id("tuned")
     assert TuneShiftPlan().request_id("tuned") != TuneShiftPlan.quick().request_id("tuned")
-    assert TuneShiftPlan(tag="a").name("facts") == "shift-facts-160-a"
+    assert TuneShiftPlan(tag="a").name("facts") == "shift-facts-100-a"

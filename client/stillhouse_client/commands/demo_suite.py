@@ -23,7 +23,7 @@ async def gateway(config: SuiteConfig) -> AsyncIterator[str]:
         output.note(f"using the suite that runs in {config.data_dir}")
         yield running.gateway
         return
-    output.note("starting Redis and the four services")
+    output.note(f"starting Redis, {', '.join(config.services)}")
     async with Suite(config, output.note) as suite:
         yield suite.address
 

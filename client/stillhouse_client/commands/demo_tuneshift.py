@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ _ROWS = {
 
 def tuneshift(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Half the facts and one training seed.")
+        bool, typer.Option("--quick", help="Fewer facts and one training seed.")
     ] = False,
     seeds: Annotated[int, typer.Option(min=0, help="Training seeds per arm; 0: the plan's.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run anew, under new names.")] = False,
@@ -51,6 +52,7 @@ def tuneshift(
     """
     started_s = time.monotonic()
     config = make_config(data_dir, max(port, 0), redis_url, database_url)
+    config = replace(config, services=("teacher", "student", "gateway"))
     summary, files = asyncio.run(_run(config, _plan(quick, seeds, fresh), project, started_s))
     if as_json:
         output.print_json(summary)

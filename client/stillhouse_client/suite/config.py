@@ -35,6 +35,8 @@ class SuiteConfig:
     """A Redis to use; empty starts one."""
     database_url: str = ""
     """A database to use; empty uses a SQLite file."""
+    services: tuple[str, ...] = SERVICES
+    """Those to start, in the order of SERVICES."""
     start_timeout_s: float = 300.0
     extra_env: dict[str, str] = field(default_factory=dict)
     """More settings for every service."""

@@ -89,7 +89,7 @@ class Suite:
     async def _start(self) -> None:
         self._ports = configs.choose_ports(self._config.port)
         await self._start_redis()
-        for service in configs.SERVICES:
+        for service in self._config.services:
             await self._launch(service)
         self._keepers = [asyncio.create_task(self._keep(name)) for name in self._children]
         self._write_state()
@@ -144,7 +144,7 @@ class Suite:
             self.failed.set_result(reason + child.tail())
 
     async def _until_serving(self) -> None:
-        services = {name: self._address_of(name) for name in configs.SERVICES}
+        services = {name: self._address_of(name) for name in self._config.services}
         serving = asyncio.create_task(
             health.wait_serving(services, timeout_s=self._config.start_timeout_s)
         )
