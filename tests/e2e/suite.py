@@ -30,6 +30,7 @@ from tests.support import Service, free_port, photo, start_service, wait_ready
 
 PROJECT = "projects/default"
 SERVICES = ("teacher", "concepts", "student", "gateway")
+LANGUAGE_SERVICES = ("teacher", "student", "gateway")
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20)]
 
 
@@ -259,15 +260,21 @@ class Suite:
 
 
 @contextmanager
-def suite(folder: Path, *, database_url: str = "", threads: int = 0) -> Iterator[Suite]:
+def suite(
+    folder: Path,
+    *,
+    database_url: str = "",
+    threads: int = 0,
+    services: tuple[str, ...] = SERVICES,
+) -> Iterator[Suite]:
     """Run a suite in `folder` until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
     running = Suite(folder, database_url, threads)
     try:
         running.start_redis()
-        for name in SERVICES:
+        for name in services:
             running.start(name)
-        for name in SERVICES:
+        for name in services:
             running.wait(name)
         yield running
     finally:

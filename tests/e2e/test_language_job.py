@@ -9,7 +9,7 @@ import pytest
 from stillhouse.gateway.v1 import jobs_pb2
 
 from tests.e2e import language
-from tests.e2e.suite import PROJECT, Suite, suite
+from tests.e2e.suite import LANGUAGE_SERVICES, PROJECT, Suite, suite
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +19,8 @@ def ran(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Suite, jobs_pb2.DistillationJob]]:
     """A suite in which an adapter has learned for two steps."""
-    with suite(tmp_path_factory.mktemp("language")) as running:
+    folder = tmp_path_factory.mktemp("language")
+    with suite(folder, services=LANGUAGE_SERVICES) as running:
         for what in ("facts", "words"):
             language.add_texts(running, what, f"builtin:wordnet-{what}?facts={language.FACTS}")
         language.add_texts(running, "openings", "builtin:sotu-text-openings", 20)

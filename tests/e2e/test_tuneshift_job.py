@@ -9,7 +9,7 @@ import pytest
 from stillhouse.gateway.v1 import jobs_pb2, jobs_pb2_grpc
 
 from tests.e2e import language
-from tests.e2e.suite import PROJECT, Suite, suite
+from tests.e2e.suite import LANGUAGE_SERVICES, PROJECT, Suite, suite
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -19,7 +19,8 @@ def ran(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Suite, jobs_pb2.DistillationJob]]:
     """A suite in which a tuneshift job was reviewed by a person and has ended."""
-    with suite(tmp_path_factory.mktemp("language")) as running:
+    folder = tmp_path_factory.mktemp("language")
+    with suite(folder, services=LANGUAGE_SERVICES) as running:
         language.prepare(running, steps=16)
         name = running.create(language.tuneshift(running, steps=2, review=True))
         running.wait_stage(name, "rounds", timeout_s=300)
