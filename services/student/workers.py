@@ -101,7 +101,7 @@ def _start(process: ForkServerProcess) -> None:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set variables that the fork server is to inherit: libraries read them when it imports them."""
+    """Set variables for the fork server, whose libraries read them when it imports them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
