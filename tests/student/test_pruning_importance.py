@@ -69,9 +69,16 @@ def test_neurons_are_the_inputs_of_the_down_projection(model, importance):
 
 
 def test_a_head_is_the_norm_of_its_channels(model, importance):
+    """Weighed by its part of the output projection, or as it is."""
+    plain = measure_importance(model, suite.make_batches(), weigh_heads=False)
     for at, layer in enumerate(model.model.layers):
         channels = brute_force(model, layer.self_attn.o_proj, inputs=True)
-        close(importance.heads[at], channels.view(4, 8).norm(dim=1))
+        for head in range(4):
+            part = slice(8 * head, 8 * head + 8)
+            wanted = channels[part].norm()
+            close(plain.heads[at, head], wanted)
+            written = layer.self_attn.o_proj.weight[:, part].double().norm()
+            close(importance.heads[at, head], wanted * written)
 
 
 def test_channels_are_summed_over_all_norms(model, importance):

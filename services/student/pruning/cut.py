@@ -57,8 +57,8 @@ def _config(config: Any, base: Shape, shape: Shape, layers: tuple[int, ...]) -> 
 
 
 def _built(model: Any, config: Any, *, seed: int) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # models are made on the CPU, whatever they run on
+        torch.default_generator.manual_seed(seed)
         made = type(model)(config)
     made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(device=model.device, dtype=model.dtype).train(model.training)

@@ -3,6 +3,11 @@
 Minitron (arXiv 2407.14679): for neurons, heads and channels the mean of |activation| over a
 sequence's tokens, then the L2 norm over sequences; for a layer 1 - mean cosine of what goes in and
 what comes out. Padding counts nowhere. Everything is summed in float32.
+
+Minitron takes a head's own output. Here the norm of its part of the output projection weighs it, so
+that a head counts by what it adds to the residual stream. SmolLM2-135M without a third of its
+heads had e^1.3 times the perplexity so, e^2.9 times by Minitron's score, and e^1.6 to e^2.8 times
+where chance chose (512 tokens, untrained afterwards).
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from services.common.errors import InvalidInput, Precondition
 from services.student.language.data import Batch
 from services.student.pruning.architecture import shape_of
 from services.student.pruning.scores import Importance
+from services.student.pruning.shape import Shape
 
 MIN_SEQUENCES = 2
 MIN_TOKENS = 2
@@ -27,9 +33,10 @@ Told = Callable[[int, int], object]
 
 @torch.no_grad()
 def measure_importance(
-    model: Any, batches: Sequence[Batch], *, told: Told | None = None
+    model: Any, batches: Sequence[Batch], *, told: Told | None = None, weigh_heads: bool = True
 ) -> Importance:
-    """The importance of all parts of `model`; `told(done, total)` hears of each batch.
+    """The importance of all parts of `model`; `told(done, total)` hears of each batch. Heads are as
+    Minitron has them where `weigh_heads` is false.
 
     Raises InvalidInput for fewer than 2 sequences or a sequence of fewer than 2 tokens,
     Precondition for another architecture or activations that are no numbers.
@@ -45,10 +52,12 @@ def measure_importance(
             model.model(here.input_ids, attention_mask=here.attention_mask, use_cache=False)
             if told:
                 told(done, len(batches))
-    heads = meter.stacked("head").reshape(shape.layers, shape.attention_heads, shape.head_dim)
+    heads = meter.stacked("head").reshape(shape.layers, shape.attention_heads, -1).norm(dim=-1)
+    if weigh_heads:
+        heads = heads * _output_norms(model, shape)
     found = Importance(
         neurons=meter.stacked("neuron"),
-        heads=heads.norm(dim=-1),
+        heads=heads,
         channels=meter.stacked("channel").sum(dim=0),
         layers=torch.stack([1 - total / tokens for total in meter.cosines.values()]).float().cpu(),
         sequences=sequences,
@@ -81,6 +90,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was)
+
+
+def _output_norms(model: Any, shape: Shape) -> Tensor:
+    """Norms float32 [L, heads] of each head's columns of the output projections, on the CPU."""
+    parts = (
+        layer.self_attn.o_proj.weight.reshape(-1, shape.attention_heads, shape.head_dim)
+        for layer in model.model.layers
+    )
+    return torch.stack([part.float().norm(dim=(0, 2)) for part in parts]).cpu()
 
 
 class _Meter:

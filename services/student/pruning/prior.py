@@ -2,9 +2,10 @@
 
     cost = sum over axes of weight * -ln(share of the axis' importance that is kept)
 
-The weights put the axes in the order that Minitron's experiments found (arXiv 2407.14679,
-2408.11796, and NVIDIA's guide): feed-forward neurons are the least sensitive, then heads and
-channels; width is preferred over depth. How far apart they are is our judgement.
+Minitron's experiments (arXiv 2407.14679, 2408.11796) and NVIDIA's guide order the axes: neurons of
+the feed-forward layers are the least sensitive, then heads and channels; width is preferred over
+depth. How far apart they are is set, roughly, by SmolLM2-135M: how much faster than with neurons
+the log of its perplexity rose with the loss on an axis, one axis cut at a time, nothing trained.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from services.student.pruning.scores import Importance
 from services.student.pruning.shape import Shape
 
 NEURON_WEIGHT = 1.0
-HEAD_WEIGHT = 2.0
-CHANNEL_WEIGHT = 2.0
-LAYER_WEIGHT = 3.0
+HEAD_WEIGHT = 3.0
+CHANNEL_WEIGHT = 4.0
+LAYER_WEIGHT = 7.0
 
 
 @dataclass(frozen=True)
