@@ -152,6 +152,12 @@ def check_layers(layers: Iterable[int]) -> None:
         raise InvalidInput("keep_layers: numbers from 0 on, rising", field="keep_layers")
 
 
+def as_seed(number: int) -> int:
+    """Return a sum of seeds as messages hold them, in 64 bits with a sign; beyond these it begins
+    again."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def check_bounds(message: Message, bounds: _Bounds, where: str = "") -> None:
     """Raise InvalidInput for a number that is not finite or not within its bounds."""
     for name, (low, high) in bounds.items():
