@@ -1,4 +1,4 @@
-"""The JSON report of a language or tuneshift job as rows and series; missing parts stay out."""
+"""The JSON report of a job on language models as rows and series; missing parts stay out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from stillhouse_client.client import AsyncClient
 
 Figure = dict[str, Any]
 """`{"value", "low", "high"}` with a 95 % interval, or `{"value": null, "reason"}`."""
-KINDS = ("language", "tuneshift")
+KINDS = ("language", "tuneshift", "prune")
+SIZES = ("layers", "hidden_size", "intermediate_size", "attention_heads")
+"""Sizes of a pruned model, as its report names them."""
 OWN_ARM = "tuneshift"
 _METRICS = {
     "cross_entropy": "cross-entropy (nats a token)",
@@ -30,6 +32,10 @@ _ARMS = {
     "random_filter": "random filter",
     "seeds_only": "seeds only",
     "style": "style model's examples",
+    "prune": "the cut, distilled",
+    "no_distillation": "the cut without distillation",
+    "random_cut": "random cut",
+    "random_weights": "random weights",
 }
 
 
@@ -68,6 +74,18 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A cut of the size that a prune job was asked for."""
+
+    kind: str
+    shape: dict[str, Any]
+    prior_cost: float
+    cross_entropy: float | None
+    """Held-out, after its short training; None where it had none."""
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Histogram:
     """Samples by mean log-probability gained per token."""
 
@@ -78,7 +96,7 @@ class Histogram:
 
 
 async def read(client: AsyncClient, job: pb.DistillationJob) -> dict[str, Any] | None:
-    """Return the report of a language or tuneshift job; None where there is none."""
+    """Return the report of a language, tuneshift or prune job; None where there is none."""
     if job.WhichOneof("spec") not in KINDS or not job.report.digest:
         return None
     found = json.loads(await client.blobs.read(job.report.digest))
@@ -96,10 +114,12 @@ def measures(report: dict[str, Any]) -> list[Measure]:
 
 
 def arms(report: dict[str, Any]) -> list[Arm]:
-    """Return the target before training, the job's arms, then the models it was made from."""
+    """Return the target, or cut, before training, the job's arms, then the models it was made
+    from."""
     found = []
     if before := _figures(report.get("before")):
-        found.append(Arm("target before", None, None, before, {}))
+        start = "the cut before" if report.get("kind") == "prune" else "target before"
+        found.append(Arm(start, None, None, before, {}))
     for arm in _dicts(report.get("arms")):
         found.append(
             Arm(
@@ -118,6 +138,26 @@ def arms(report: dict[str, Any]) -> list[Arm]:
 def paired(report: dict[str, Any]) -> dict[str, Figure]:
     """Return by metric how much the filter's examples gave beyond the random filter's, paired."""
     return _figures(report.get("paired_random"))
+
+
+def gains(report: dict[str, Any]) -> dict[str, dict[str, Figure]]:
+    """Return by control, then metric, what a prune job's own arm has beyond it, paired."""
+    raw = report.get("paired")
+    return {str(k): _figures(v) for k, v in raw.items()} if isinstance(raw, dict) else {}
+
+
+def candidates(report: dict[str, Any]) -> list[Candidate]:
+    """Return the cuts that a prune job could choose from, the likeliest first."""
+    return [
+        Candidate(
+            str(one.get("kind", "?")),
+            one["shape"] if isinstance(one.get("shape"), dict) else {},
+            number(one.get("prior_cost")) or 0.0,
+            number(one.get("cross_entropy")),
+            one.get("chosen") is True,
+        )
+        for one in _dicts(report.get("candidates"))
+    ]
 
 
 def coverage(report: dict[str, Any]) -> tuple[int, int] | None:

@@ -28,6 +28,7 @@ from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.heartbeat import Heartbeat
 from services.gateway.jobs.job import Tools
 from services.gateway.jobs.language import language_job
+from services.gateway.jobs.prune import prune_job
 from services.gateway.jobs.teacher_head import teacher_head_job
 from services.gateway.jobs.tuneshift import tuneshift_job
 from services.gateway.jobs_servicer import DistillationServicer
@@ -43,6 +44,7 @@ STORIES: dict[str, Story] = {
     "teacher_head": teacher_head_job,
     "language": language_job,
     "tuneshift": tuneshift_job,
+    "prune": prune_job,
 }
 """What runs a job, by the field of its specification."""
 

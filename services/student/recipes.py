@@ -14,6 +14,8 @@ from services.common.tensors import Array
 from services.student.rundir import Writer
 
 Arrays = dict[str, Array]
+KINDS = ("concept", "linear_head", "language", "importance")
+"""The kinds of recipe, as the contract names them."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +76,8 @@ def train(training: Training, request: student_pb2.TrainRequest) -> student_pb2.
         from services.student.language.recipe import train_language
 
         return student_pb2.TrainResult(language=train_language(training, request.language))
-    raise InvalidInput("recipe: one of concept, linear_head, language is required", field="recipe")
+    if kind == "importance":
+        from services.student.pruning.recipe import find_cuts
+
+        return student_pb2.TrainResult(importance=find_cuts(training, request.importance))
+    raise InvalidInput(f"recipe: one of {', '.join(KINDS)} is required", field="recipe")

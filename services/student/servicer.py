@@ -19,6 +19,8 @@ from services.student import explain, export
 from services.student.inspection import inspect
 from services.student.language.requests import check_language
 from services.student.library import Library
+from services.student.pruning.requests import check_importance
+from services.student.recipes import KINDS
 from services.student.runs import RunManager
 from services.student.settings import StudentSettings
 from services.student.tuning_service import TuningService
@@ -148,12 +150,13 @@ def _check_recipe(request: student_pb2.TrainRequest, max_concepts: int) -> None:
     check_id(request.project, field="project")
     kind = request.WhichOneof("recipe")
     if kind is None:
-        raise InvalidInput(
-            "recipe: one of concept, linear_head, language is required", field="recipe"
-        )
+        raise InvalidInput(f"recipe: one of {', '.join(KINDS)} is required", field="recipe")
     if kind == "language":
         check_language(request.language)
         _check_teacher(request.language, request.project)
+        return
+    if kind == "importance":
+        check_importance(request.importance)
         return
     data = request.concept.data if kind == "concept" else request.linear_head.data
     check_digest(data.manifest.digest, field="data.manifest")

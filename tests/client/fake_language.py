@@ -77,11 +77,46 @@ def tuneshift_report() -> dict[str, Any]:
     }
 
 
+def prune_report() -> dict[str, Any]:
+    """Return the report of a prune job."""
+    whole = {"layers": 4, "hidden_size": 64, "intermediate_size": 128, "attention_heads": 4}
+    tried = (("mixed", 48, 3.2, False), ("width", 32, 2.8, True), ("depth", 64, None, False))
+    candidates = [
+        {
+            "kind": kind,
+            "shape": {**whole, "hidden_size": hidden, "parameters": 60_000 + at},
+            "prior_cost": 0.125 * (1 + at),
+            "cross_entropy": loss,
+            "chosen": chosen,
+        }
+        for at, (kind, hidden, loss, chosen) in enumerate(tried)
+    ]
+    arms = [
+        {"arm": a, "examples": 90, "tokens": 2000, "metrics": {"cross_entropy": estimate(v)}}
+        for a, v in (("prune", 2.8), ("no_distillation", 3.4), ("<b>odd</b>", 5.2))
+    ]
+    return {
+        "kind": "prune",
+        "size": {
+            "asked": {"non_embedding_share": 0.5},
+            "got": {"non_embedding_share": 0.4875, "parameters": 60_001, "bytes": 240_004},
+        },
+        "candidates": candidates,
+        "before": {"cross_entropy": estimate(6.0)},
+        "arms": arms,
+        "references": {"full": {"cross_entropy": estimate(2.5)}},
+        "paired": {"no_distillation": {"cross_entropy": estimate(-0.6)}},
+        "curves": [{"run": "prune/0", "step": s, "loss": 3 - s / 10} for s in (5, 10)],
+    }
+
+
 def fill(world: Any, job: jobs.DistillationJob) -> None:
     """Make `job` one of the world's language kind: spec, stages, model and report."""
-    reports = {"language": language_report, "tuneshift": tuneshift_report}
+    reports = {"language": language_report, "tuneshift": tuneshift_report, "prune": prune_report}
     if world.job_kind == "language":
         job.language.dataset, job.language.teacher = f"{P}/datasets/notes", f"{P}/models/big"
+    elif world.job_kind == "prune":
+        job.prune.dataset, job.prune.model = f"{P}/datasets/notes", f"{P}/models/big"
     else:
         job.tuneshift.tuned, job.tuneshift.target = f"{P}/models/tuned", f"{P}/models/big"
     if world.in_review and job.state == jobs.JOB_STATE_RUNNING:

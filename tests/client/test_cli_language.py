@@ -18,6 +18,7 @@ from tests.client.fake_gateway import World
 
 Capture = pytest.CaptureFixture[str]
 LANGUAGE = ("distill", "language", "--dataset", "notes", "--student", "tiny")
+PRUNE = ("distill", "prune", "--dataset", "notes", "--model", "big")
 SHIFT = ("distill", "tuneshift", "--base", "b", "--tuned", "t", "--target", "big")
 
 
@@ -138,6 +139,69 @@ def test_a_tuneshift_job_is_what_its_flags_say(
         assert text in result.out
 
 
+def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> None:
+    gateway.job_kind = "prune"
+    flags = (
+        *("--non-embedding-share", "0.5", "--axes", "width", "--calibration-sequences", "64"),
+        *("--candidates", "3", "--ranking-steps", "20", "--controls", "--training-seeds", "2"),
+        *("--bytes-per-token", "30", "--steps", "200", "--seed", "7", "--evaluate", "stamps"),
+        *("--verifier", "numeric", "--max-tokens", "64", "--model-id", "small"),
+    )
+    result = cli.run(capsys, *PRUNE, *flags, "--address", gateway.address)
+    assert result.code == 0, result.err
+    sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
+    assert sent == jobs_pb2.PruneJobSpec(
+        dataset="projects/default/datasets/notes",
+        model="projects/default/models/big",
+        model_id="small",
+        non_embedding_share=0.5,
+        axes=jobs_pb2.PRUNE_AXES_WIDTH,
+        training=language_pb2.LanguageTraining(max_steps=200, seed=7),
+        bytes_per_token=30,
+        calibration_sequences=64,
+        candidates=3,
+        ranking_steps=20,
+        controls=True,
+        training_seeds=2,
+        evaluation_datasets=["projects/default/datasets/stamps"],
+        verifier=language_pb2.Verifier(numeric=language_pb2.NumericVerifier()),
+        sampling=language_pb2.Sampling(max_tokens=64, seed=7),
+    )
+    for text in (
+        "notes, big",
+        "non embedding share 0.5",
+        "48.8% stay",
+        "60,001",
+        "taken",
+        "2.800 [2.750, 2.850]",
+        "the cut before",
+        "without distillation",
+        "full model",
+        "-0.600 [-0.650, -0.550]",
+    ):
+        assert text in result.out
+    assert "step 5: loss 2.500" in result.err
+    assert "stillhouse models download tiny DIR" in result.err
+
+
+def test_a_prune_job_is_estimated_and_told_as_json(capsys: Capture, gateway: World) -> None:
+    gateway.job_kind = "prune"
+    sized = (*PRUNE, "--max-parameters", "60000000", "--address", gateway.address)
+    cost = cli.run(capsys, *sized, "--dry-run")
+    assert "records" in cost.out
+    assert not [c for c in gateway.calls if isinstance(c, jobs_pb2.CreateDistillationJobRequest)]
+    made = cli.run(capsys, *sized, "--json")
+    assert made.json["model"] == fake_language.TINY
+    sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
+    assert sent.WhichOneof("size") == "max_parameters"
+    assert sent.axes == jobs_pb2.PRUNE_AXES_BOTH
+    with Client(gateway.address) as client:
+        job = client.jobs.create(jobs_pb2.PruneJobSpec(max_bytes=1 << 20))
+    assert job.WhichOneof("spec") == "prune"
+    sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
+    assert sent.max_bytes == 1 << 20
+
+
 @pytest.mark.parametrize(
     ("command", "code", "texts"),
     [
@@ -147,6 +211,8 @@ def test_a_tuneshift_job_is_what_its_flags_say(
         ((*LANGUAGE, "--teacher", "t", "--steps", "2", "--epochs", "1"), 2, ("exclude one",)),
         ((*LANGUAGE, "--teacher", "t", "--rank", "8"), 2, ("add --lora",)),
         ((*LANGUAGE, "--teacher", "t", "--verifier", "exec"), 2, ("'exec' is no verifier",)),
+        ((*PRUNE,), 2, ("one size", "--non-embedding-share, --max-parameters")),
+        ((*PRUNE, "--max-bytes", "9", "--max-parameters", "9"), 2, ("one size",)),
         ((*SHIFT, "--seeds", "seeds.txt", "--arm", "no_filter"), 2, ("add --ablations",)),
         ((*SHIFT, "--seeds", "empty.txt"), 2, ("empty.txt has no prompts", "one prompt")),
         ((*SHIFT, "--seeds", "latin.txt"), 2, ("latin.txt is not UTF-8 text",)),

@@ -13,7 +13,7 @@ from stillhouse_client.report import job_page
 
 from tests.client import cli
 from tests.client.fake_gateway import World
-from tests.client.fake_language import language_report, tuneshift_report
+from tests.client.fake_language import language_report, prune_report, tuneshift_report
 
 
 def test_the_page_of_a_tuneshift_job_is_whole_by_itself(
@@ -37,6 +37,23 @@ def test_the_page_of_a_tuneshift_job_is_whole_by_itself(
         assert text in html
     with Image.open(tmp_path / "out" / "report.png") as picture:
         assert picture.width > 1000
+
+
+def test_the_page_of_a_prune_job_shows_candidates_and_controls(tmp_path: Path) -> None:
+    files = job_page.write(prune_report(), "prune job-1", tmp_path)
+    html = files[0].read_text()
+    for text in (
+        "What each way of training gave",
+        "the cut without distillation",
+        "&lt;b&gt;odd",
+        "-0.600 [-0.650, -0.550]",
+        "taken",
+        "2.800",
+    ):
+        assert text in html
+    assert "<b>odd" not in html
+    titles = [panel.title for panel in job_page.panels(prune_report())]
+    assert titles == ["Cross-entropy (nats a token)", "Loss"]
 
 
 def test_a_language_job_is_shown_before_and_after() -> None:
@@ -65,6 +82,7 @@ def test_curves_are_by_run_and_in_order() -> None:
         {"arms": [], "rounds": None, "gap_histogram": {"edges": [0, 1], "in_domain": []}},
         {"arms": [{"arm": "no_filter", "metrics": {"a": {"value": None}}}, "odd"]},
         {"before": {"cross_entropy": float("nan")}, "after": {"cross_entropy": 3}, "curves": [{}]},
+        {"kind": "prune", "arms": [], "candidates": [{}, 1], "paired": {"x": 1}, "size": 3},
         {"curves": [{"step": 1, "loss": float("inf")}, {"step": True, "loss": 1.0}]},
     ],
 )

@@ -11,10 +11,11 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
 from services.gateway.datasets.readers import Reading, UriPolicy
 from services.gateway.store import Base, Store
+from tests.gateway.lab import lab, one_lab
 from tests.gateway.parts import make_photo, serving
 from tests.gateway.student_world import gateway, world
 
-__all__ = ["gateway", "make_photo", "serving", "world"]  # two fixtures, two plain helpers
+__all__ = ["gateway", "lab", "make_photo", "one_lab", "serving", "world"]  # fixtures and helpers
 Photo = Callable[..., bytes]
 
 

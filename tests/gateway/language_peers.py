@@ -21,7 +21,7 @@ from stillhouse.student.v1 import student_pb2, student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
 from services.common.blobs import BlobStore, digest_of
-from services.common.errors import NotFound
+from services.common.errors import InvalidInput, NotFound
 from services.common.interceptors import ErrorInterceptor
 from services.common.model_records import LanguageModelRecord
 from services.common.texts import unpack_records
@@ -35,7 +35,14 @@ MODELS = {
     "target": ("other", 500, 128, PLAIN),
     "twin": ("tok", 300, 64, PLAIN),
     "bigger": ("tok", 301, 512, CHAT),
+    "adapter": ("tok", 300, 512, CHAT),
 }
+PARAMETERS = 100_000
+CUTS = ({"layers": 3, "hidden_size": 48}, {"layers": 4, "hidden_size": 32}, {"layers": 2})
+"""What an importance recipe finds, the likeliest first; of kinds mixed, width, depth."""
+KINDS = ("mixed", "width", "depth")
+RETRAINED = {48: 3.2, 32: 2.8, 64: 3.0}
+"""Held-out cross-entropy of a cut after its training, by hidden size."""
 
 
 @dataclass
@@ -77,6 +84,34 @@ def nats_of(model: str, answer: str) -> float:
     return {"base": 3.0, "style": 2.5}.get(model, 0.2) if is_fact else 0.5
 
 
+def held_out_nats(recipe: student_pb2.LanguageRecipe, *, trained: bool) -> float:
+    """Cross-entropy on held-out text: a cut loses much and gains most of it back, less so where
+    it learns from text alone or chance chose what it keeps."""
+    if not recipe.HasField("cut"):
+        return 2.5
+    if not trained:
+        return 9.0 if recipe.cut.from_random_weights else 6.0
+    alone = recipe.training.loss == language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
+    lost = 0.2 * alone + 0.5 * recipe.cut.random + 2.0 * recipe.cut.from_random_weights
+    return RETRAINED[recipe.cut.shape.hidden_size] + lost
+
+
+def found_cuts() -> list[dict[str, Any]]:
+    """The candidates of an importance recipe's report."""
+    whole = {"layers": 4, "hidden_size": 64, "intermediate_size": 128, "attention_heads": 4}
+    return [
+        {
+            "kind": kind,
+            "shape": {**whole, **cut, "parameters": 60_000, "non_embedding_parameters": 50_000},
+            "kept_layers": [0, 1],
+            "prior_cost": 0.1 * (1 + at),
+            "non_embedding_share": 0.5,
+            "rounds": [0.7, 0.5],
+        }
+        for at, (kind, cut) in enumerate(zip(KINDS, CUTS, strict=True))
+    ]
+
+
 class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
     """Answers by rule; counts its calls."""
 
@@ -101,6 +136,8 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
             has_chat_template=chat,
             precision="float32",
             layer_count=4,
+            parameter_count=PARAMETERS,
+            base="tuned" if model == "adapter" else "",
             methods=["Score", "Generate"] + ["SampleTargets"] * (model != "bigger"),
         )
         found = teacher_pb2.Model(name=request.name, digest=f"d-{model}", language_model=spec)
@@ -161,10 +198,17 @@ class Student(student_pb2_grpc.StudentServiceServicer):
 
     blobs: BlobStore
     recipes: list[student_pb2.LanguageRecipe] = field(default_factory=list)
+    measured: list[student_pb2.ImportanceRecipe] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     hang: bool = False
+    hold_after: int = 10**9
+    """Language runs after which one waits for ever."""
 
     async def Train(self, request: Any, context: Any) -> AsyncIterator[student_pb2.TrainResponse]:
+        if request.HasField("importance"):
+            made = student_pb2.TrainResult(importance=self._cuts(request.importance))
+            yield student_pb2.TrainResponse(sequence=1, result=made)
+            return
         recipe = request.language
         self.recipes.append(recipe)
         metrics = {"loss": 1.5, "heldout_cross_entropy": 2.5}
@@ -172,7 +216,7 @@ class Student(student_pb2_grpc.StudentServiceServicer):
         yield student_pb2.TrainResponse(sequence=1, progress=progress)
         last = student_pb2.TrainProgress(stage="storing the student")
         yield student_pb2.TrainResponse(sequence=2, progress=last)
-        while self.hang:
+        while self.hang or len(self.recipes) > self.hold_after:
             await asyncio.sleep(0.05)
         report = self._report(recipe)
         result = student_pb2.LanguageModelResult(report=self._put(json.dumps(report).encode()))
@@ -197,9 +241,10 @@ class Student(student_pb2_grpc.StudentServiceServicer):
 
     def _report(self, recipe: student_pb2.LanguageRecipe) -> dict[str, Any]:
         learned = {r.answer for r in self._records(recipe.text_shards)}
-        after = self._items(recipe, learned)
+        after = self._items(recipe, learned, held_out_nats(recipe, trained=True))
         facts = {f"{word} is colour {at}" for at, word in enumerate(WORDS)}
-        before = self._items(recipe, facts if recipe.student == "tuned" else set())
+        known = facts if recipe.student == "tuned" else set()
+        before = self._items(recipe, known, held_out_nats(recipe, trained=False))
         report: dict[str, Any] = {"kind": "language", "items": {}, "before": {}}
         if not recipe.evaluation.skip_before:
             report["items"]["before"] = before
@@ -211,7 +256,22 @@ class Student(student_pb2_grpc.StudentServiceServicer):
             report["after"] = {name: {"value": _mean(items)} for name, items in after.items()}
         return report
 
-    def _items(self, recipe: Any, learned: set[str]) -> dict[str, list[dict[str, Any]]]:
+    def _cuts(self, recipe: student_pb2.ImportanceRecipe) -> student_pb2.ImportanceResult:
+        self.measured.append(recipe)
+        if len(list(self._records(recipe.text_shards))) < 2:
+            raise InvalidInput("calibration: 1 sequences; give at least 2", field="text_shards")
+        if 0 < recipe.budget.max_parameters < 20_000:
+            raise InvalidInput(
+                "budget.max_parameters: the least possible is 20,000", field="budget"
+            )
+        report = {"kind": "importance", "shape": {"layers": 4}, "candidates": found_cuts()}
+        return student_pb2.ImportanceResult(
+            importance=self._put(b"importance"), report=self._put(json.dumps(report).encode())
+        )
+
+    def _items(
+        self, recipe: Any, learned: set[str], nats: float
+    ) -> dict[str, list[dict[str, Any]]]:
         found = {}
         for record in self._records(recipe.evaluation.choice_shards):
             right = record.choices[record.choice_index] in learned
@@ -222,7 +282,7 @@ class Student(student_pb2_grpc.StudentServiceServicer):
                 "count": 1,
             }
         texts = [
-            {"id": r.record_id, "group": r.record_id, "value": 5.0, "count": 2}
+            {"id": r.record_id, "group": r.record_id, "value": 2 * nats, "count": 2}
             for r in self._records(recipe.evaluation.text_shards)
         ]
         both = {"choice_accuracy": list(found.values()), "cross_entropy": texts}

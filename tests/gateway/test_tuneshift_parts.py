@@ -15,7 +15,9 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from services.common.errors import InvalidInput
 from services.gateway.jobs import intervals
 from services.gateway.jobs.intervals import Table, difference, estimate, table
-from services.gateway.jobs.tuneshift_arms import random_filter, steps_of, tokens_of
+from services.gateway.jobs.language_specs import as_seed
+from services.gateway.jobs.training import steps_of
+from services.gateway.jobs.tuneshift_arms import random_filter, tokens_of
 from services.gateway.jobs.tuneshift_figures import (
     Sample,
     coverage,
@@ -42,7 +44,7 @@ from services.gateway.jobs.tuneshift_prompts import (
     seed_prompts,
 )
 from services.gateway.jobs.tuneshift_round import with_seed
-from services.gateway.jobs.tuneshift_specs import as_seed, check_tuneshift_spec
+from services.gateway.jobs.tuneshift_specs import check_tuneshift_spec
 
 NAN = math.nan
 

@@ -9,6 +9,8 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from stillhouse_client import job_report, names
 from stillhouse_client.commands import output
+from stillhouse_client.commands.figures import count, figure
+from stillhouse_client.commands.prune_tables import print_prune
 from stillhouse_client.commands.session import EXIT_FAILED
 from stillhouse_client.jobs import FINAL, check_outcome, waits_for_review
 
@@ -55,7 +57,10 @@ def print_review(name: str) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the tables of a language or tuneshift job's report."""
+    """Print the tables of a language, tuneshift or prune job's report."""
+    if report.get("kind") == "prune":
+        print_prune(report)
+        return
     if "arms" in report:
         _print_arms(report)
         _print_paired(report)
@@ -65,7 +70,7 @@ def print_report(report: dict[str, Any]) -> None:
     parts = ["before", "after", "change"]
     parts += ["teacher"] if any(one.teacher for one in found) else []
     rows = [
-        (job_report.metric_name(one.metric), *(_figure(getattr(one, part)) for part in parts))
+        (job_report.metric_name(one.metric), *(figure(getattr(one, part)) for part in parts))
         for one in found
     ]
     if rows:
@@ -97,6 +102,8 @@ def source_of(job: pb.DistillationJob) -> str:
         teacher = names.last(job.language.teacher)
         dataset = names.last(job.language.dataset)
         return f"{dataset}, {teacher}" if teacher else dataset
+    if kind == "prune":
+        return f"{names.last(job.prune.dataset)}, {names.last(job.prune.model)}"
     spec = job.concept if kind == "concept" else job.teacher_head
     return names.last(spec.dataset)
 
@@ -107,9 +114,9 @@ def _print_arms(report: dict[str, Any]) -> None:
     rows = [
         (
             arm.name,
-            _number(arm.examples),
-            _number(arm.tokens),
-            *(_figure(arm.metrics.get(metric)) for metric in metrics),
+            count(arm.examples),
+            count(arm.tokens),
+            *(figure(arm.metrics.get(metric)) for metric in metrics),
         )
         for arm in arms
     ]
@@ -119,9 +126,9 @@ def _print_arms(report: dict[str, Any]) -> None:
 
 
 def _print_paired(report: dict[str, Any]) -> None:
-    for metric, figure in job_report.paired(report).items():
+    for metric, gain in job_report.paired(report).items():
         name = job_report.metric_name(metric)
-        output.say(f"filter beyond random filter, paired  {name}: {_figure(figure)}")
+        output.say(f"filter beyond random filter, paired  {name}: {figure(gain)}")
     if found := job_report.coverage(report):
         output.say(f"kept prompts are about {found[0]} of {found[1]} groups of questions")
 
@@ -141,27 +148,13 @@ def _print_rounds(report: dict[str, Any]) -> None:
         output.table(["round", "#prompts", "#kept", "#in the domain", "#outside"], rows)
     counts = report.get("tau_counts")
     if isinstance(counts, dict) and counts:
-        kept = ", ".join(f"{tau}: {_number(count)}" for tau, count in counts.items())
+        kept = ", ".join(f"{tau}: {count(number)}" for tau, number in counts.items())
         output.say(f"each tau would keep  {kept}")
-
-
-def _figure(figure: job_report.Figure | None) -> str:
-    """Return `0.912 [0.884, 0.937]`, or `-`."""
-    value = job_report.number((figure or {}).get("value"))
-    if figure is None or value is None:
-        return "-"
-    low, high = (job_report.number(figure.get(side)) for side in ("low", "high"))
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _share(counts: tuple[int, int]) -> str:
     kept, asked = counts
     return f"{kept} of {asked}" if asked else "-"
-
-
-def _number(count: Any) -> str:
-    value = job_report.number(count)
-    return "-" if value is None else f"{value:,.0f}"
 
 
 def _count(stage: pb.JobStage) -> str:

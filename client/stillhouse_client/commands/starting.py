@@ -75,7 +75,7 @@ def _next(job: pb.DistillationJob) -> None:
     if job.student_version:
         student = job.student_version.split("/")[3]
         output.note(f"look at it with `stillhouse students show {student}`")
-    if job.WhichOneof("spec") in ("language", "tuneshift") and job.model:
+    if job.WhichOneof("spec") in ("language", "tuneshift", "prune") and job.model:
         model = names.last(job.model)
         output.note(f'try it with `stillhouse models generate {model} --prompt "..."`')
         output.note(f"take it along with `stillhouse models download {model} DIR`")
@@ -91,7 +91,7 @@ def _estimate(spec: Spec, flags: StartFlags) -> None:
         return
     rows = [("images", f"{cost.item_count} ({cost.cached_item_count} in the cache)")]
     rows += [("concepts", str(cost.concept_count))]
-    if isinstance(spec, pb.LanguageJobSpec):
+    if isinstance(spec, pb.LanguageJobSpec | pb.PruneJobSpec):
         rows = [("records", str(cost.item_count))]
     elif isinstance(spec, pb.TuneShiftJobSpec):
         rows = [("prompts", str(cost.item_count))]

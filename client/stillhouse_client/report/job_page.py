@@ -1,4 +1,4 @@
-"""Writes the report of a language or tuneshift job: a page, a picture, and the figures."""
+"""Writes the report of a language, tuneshift or prune job: a page, a picture, and the figures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def panels(report: dict[str, Any]) -> list[Panel]:
     histogram = job_report.histogram(report)
     found: list[Panel] = []
     for metric in job_report.metrics_of(arms):
-        found.append(_arms_panel(arms, metric))
+        found.append(_arms_panel(arms, metric, str(report.get("kind"))))
     found += [
         _measure_panel(measure)
         for measure in job_report.measures(report)
@@ -74,10 +74,13 @@ def overview(found: list[Panel]) -> bytes:
         return theme.to_png(figure)
 
 
-def _arms_panel(arms: list[job_report.Arm], metric: str) -> Panel:
+def _arms_panel(arms: list[job_report.Arm], metric: str, kind: str) -> Panel:
     title = job_report.metric_name(metric)
     text = "The target before training, after it on each set of examples, and the models they "
     text += "come from; 95 % intervals."
+    if kind == "prune":
+        text = "The cut before training and after it, its controls, and the full model; 95 % "
+        text += "intervals."
     return Panel(_capital(title), text, lambda axes: job_charts.arms(axes, arms, metric))
 
 
@@ -111,6 +114,7 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     made.filters["number"] = number
     made.filters["metric"] = job_report.metric_name
+    made.filters["arm"] = job_report.arm_name
     return made.get_template("job_page.html.j2").render(
         title=title,
         arms=arms,
@@ -118,6 +122,10 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
         measures=measures,
         has_teacher=any(one.teacher for one in measures),
         paired=job_report.paired(report),
+        is_prune=report.get("kind") == "prune",
+        candidates=job_report.candidates(report),
+        sizes=job_report.SIZES,
+        gains=job_report.gains(report),
         coverage=job_report.coverage(report),
         rounds=job_report.rounds(report),
         tau_counts=report.get("tau_counts") or {},

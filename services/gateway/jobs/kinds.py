@@ -21,9 +21,11 @@ from services.gateway.jobs.language_checks import (
 from services.gateway.jobs.language_estimates import (
     LanguageEstimate,
     estimate_language_job,
+    estimate_prune_job,
     estimate_tuneshift_job,
 )
-from services.gateway.jobs.plans import DatasetPlan, LanguagePlan, TuneShiftPlan
+from services.gateway.jobs.plans import DatasetPlan, LanguagePlan, PrunePlan, TuneShiftPlan
+from services.gateway.jobs.prune_checks import check_prune_job, prune_names
 from services.gateway.jobs.tuneshift_checks import check_tuneshift_job, tuneshift_names
 from services.gateway.jobs.words import asked_words, filter_words
 
@@ -39,6 +41,9 @@ async def check_now(tools: Tools, job: pb.DistillationJob) -> None:
         return
     if kind == "tuneshift":
         await _check_tuneshift(tools, job.tuneshift)
+        return
+    if kind == "prune":
+        await _check_prune(tools, job.prune)
         return
     spec = job.concept if kind == "concept" else job.teacher_head
     plan = await _dataset(tools, spec.dataset)
@@ -64,6 +69,9 @@ async def estimate_now(
     if kind == "language":
         plan = _known(await _check_language(tools, job.language))
         return _of_texts(await estimate_language_job(tools, project, job.language, plan))
+    if kind == "prune":
+        cut = _known(await _check_prune(tools, job.prune))
+        return _of_texts(await estimate_prune_job(tools, project, job.prune, cut))
     shift = _known(await _check_tuneshift(tools, job.tuneshift))
     return _of_texts(await estimate_tuneshift_job(tools, job.tuneshift, shift))
 
@@ -82,6 +90,14 @@ async def _check_tuneshift(tools: Tools, spec: pb.TuneShiftJobSpec) -> TuneShift
     if inputs is None:
         return None
     return await check_tuneshift_job(tools, spec, inputs, patient=False)
+
+
+async def _check_prune(tools: Tools, spec: pb.PruneJobSpec) -> PrunePlan | None:
+    """Check a job; None where a dataset is still being read."""
+    inputs = await texts_now(tools, prune_names(spec))
+    if inputs is None:
+        return None
+    return await check_prune_job(tools, spec, inputs, patient=False)
 
 
 def _known(plan: R | None) -> R:

@@ -27,14 +27,19 @@ from services.gateway.jobs.language_models import (
 )
 from services.gateway.jobs.language_specs import is_uld, model_id_of
 from services.gateway.jobs.plans import (
-    DatasetPlan,
     LanguageData,
     LanguagePlan,
     Targets,
     TextInputs,
     Trained,
 )
-from services.gateway.jobs.targets import for_training, most_probable, store_targets
+from services.gateway.jobs.targets import (
+    check_stored,
+    for_training,
+    most_probable,
+    store_targets,
+    target_figures,
+)
 from services.gateway.jobs.text_data import (
     Keep,
     blob_refs,
@@ -42,6 +47,7 @@ from services.gateway.jobs.text_data import (
     held_out,
     is_prompt,
     is_trainable,
+    measured_datasets,
     shards_of,
     store_records,
 )
@@ -99,9 +105,7 @@ async def targets(job: Job, plan: LanguagePlan) -> LanguageData:
         first=0,
         total=len(texts) + len(measured),
     )
-    if not stored["sequences"]:
-        why = stored["skipped"][0] if stored["skipped"] else "there is nothing to learn"
-        raise Precondition(f"no record became a sequence to train on: {why}")
+    check_stored(stored)
     await job.progress.say(
         f"targets: {stored['tokens']:,} tokens, "
         f"{stored['stored_bytes'] / max(stored['tokens'], 1):.1f} bytes a token"
@@ -137,7 +141,7 @@ async def publish(
     job: Job, plan: LanguagePlan, data: LanguageData, trained: Trained
 ) -> dict[str, str]:
     """Name the student as a model of the project; the teacher service serves it from then on."""
-    report = await read_report(job, trained, _measured_datasets(plan))
+    report = await read_report(job, trained, measured_datasets(plan["inputs"]))
     report |= {"kind": "language", "mode": plan["mode"]}
     if data["targets"] is not None:
         report["targets"] = target_figures(data["targets"])
@@ -155,7 +159,7 @@ async def language_recipe(
     spec, dataset = job.spec.language, plan["inputs"]["dataset"]
     verifier = spec.verifier if spec.HasField("verifier") else None
     measured = await held_out(
-        job.tools, job.project, _measured_datasets(plan), verifier, chat=spec.chat
+        job.tools, job.project, measured_datasets(plan["inputs"]), verifier, chat=spec.chat
     )
     held = data["held_out"]["shards"] if data["held_out"] else []
     evaluation = evaluation_of(measured, held, verifier, spec.sampling)
@@ -197,20 +201,9 @@ async def held_out_shards(job: Job, plan: LanguagePlan) -> list[str]:
     if not plan["same_tokens"]:
         return []
     measured = await held_out(
-        job.tools, job.project, _measured_datasets(plan), None, chat=job.spec.language.chat
+        job.tools, job.project, measured_datasets(plan["inputs"]), None, chat=job.spec.language.chat
     )
     return list(measured.texts)
-
-
-def target_figures(stored: Targets) -> dict[str, float]:
-    """Return what the report says of stored targets."""
-    tokens = max(stored["tokens"], 1)
-    return {
-        "tokens": stored["tokens"],
-        "sequences": stored["sequences"],
-        "bytes_per_token": stored["stored_bytes"] / tokens,
-        "draws_per_token": stored["draws"] / tokens,
-    }
 
 
 async def _held_out_targets(
@@ -227,9 +220,3 @@ async def _held_out_targets(
         first=first,
         total=first + len(shards),
     )
-
-
-def _measured_datasets(plan: LanguagePlan) -> list[DatasetPlan]:
-    """Return the dataset itself and the further ones, each once."""
-    found = [plan["inputs"]["dataset"], *plan["inputs"]["evaluation"]]
-    return list({one["name"]: one for one in found if one is not None}.values())

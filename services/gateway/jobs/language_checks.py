@@ -32,6 +32,8 @@ NO_MODEL = ModelPlan(
     context_length=0,
     layer_count=0,
     has_chat_template=False,
+    parameter_count=0,
+    base="",
 )
 _METHODS = {
     "stored_targets": "SampleTargets",
@@ -152,6 +154,8 @@ async def model_plan(
         context_length=spec.context_length,
         layer_count=spec.layer_count,
         has_chat_template=spec.has_chat_template,
+        parameter_count=spec.parameter_count,
+        base=spec.base,
     )
 
 

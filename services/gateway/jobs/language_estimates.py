@@ -1,4 +1,4 @@
-"""What a language or tuneshift job would cost: from the speed of a measured forward pass."""
+"""What a language, tuneshift or prune job would cost: from the speed of a measured forward pass."""
 
 from __future__ import annotations
 
@@ -16,8 +16,22 @@ from services.common.errors import Precondition, Unsupported
 from services.common.texts import TextManifest, TextRecord, unpack_records
 from services.gateway.jobs.answers import prompt_of
 from services.gateway.jobs.job import Tools
-from services.gateway.jobs.plans import DatasetPlan, LanguagePlan, ModelPlan, TuneShiftPlan
+from services.gateway.jobs.plans import (
+    DatasetPlan,
+    LanguagePlan,
+    ModelPlan,
+    PrunePlan,
+    TuneShiftPlan,
+)
+from services.gateway.jobs.prune_specs import (
+    BYTES,
+    DEFAULT_CALIBRATION,
+    ranking_steps_of,
+    runs_of,
+    size_of,
+)
 from services.gateway.jobs.targets import DEFAULT_BYTES_PER_TOKEN
+from services.gateway.jobs.training import steps_of
 from services.gateway.jobs.tuneshift_specs import arms_of, prompts_of, rounds_of
 
 _SAMPLE = 8
@@ -93,6 +107,32 @@ async def estimate_tuneshift_job(
     )
 
 
+async def estimate_prune_job(
+    tools: Tools, project: str, spec: pb.PruneJobSpec, plan: PrunePlan
+) -> LanguageEstimate:
+    """Estimate a prune job; a trained token of the cut costs as much less as it is smaller."""
+    dataset = plan["inputs"]["dataset"]
+    assert dataset is not None
+    sample, count = await _sample(tools, project, dataset)
+    token_s, tokens_each = await token_speed(tools, plan["model"], sample)
+    tokens = round(count * tokens_each)
+    calibration = (spec.calibration_sequences or DEFAULT_CALIBRATION) * plan["sequence_length"]
+    step_s = token_s * _TRAIN * _share(spec, plan["model"])
+    trained = trained_tokens(spec.training, tokens, max(count, 1))
+    steps = steps_of(spec.training, count, with_replay=False)
+    runs = len(runs_of(spec))
+    stage_s = {
+        "importance": _LOAD_S + min(calibration, tokens) * token_s,
+        "targets": tokens * token_s,
+        "fit": _LOAD_S + runs * (_LOAD_S + trained * step_s),
+    }
+    if spec.candidates > 1:
+        short = trained * ranking_steps_of(spec, steps) / steps
+        stage_s["rank"] = spec.candidates * (_LOAD_S + short * step_s)
+    stored = round(tokens * (spec.bytes_per_token or DEFAULT_BYTES_PER_TOKEN))
+    return LanguageEstimate(items=count, tokens=tokens, stage_s=stage_s, stored_bytes=stored)
+
+
 async def token_speed(
     tools: Tools, model: ModelPlan, sample: Sequence[TextRecord]
 ) -> tuple[float, float]:
@@ -134,6 +174,16 @@ def trained_tokens(training: language_pb2.LanguageTraining, tokens: int, sequenc
         batch = training.batch_sequences or _DEFAULT_BATCH
         return training.max_steps * batch * tokens / sequences
     return tokens * (training.epochs or _DEFAULT_EPOCHS)
+
+
+def _share(spec: pb.PruneJobSpec, model: ModelPlan) -> float:
+    """Return the size asked for as a share of the model's; 1 where that is not known."""
+    field, value = size_of(spec)
+    if field == "non_embedding_share":
+        return value
+    each = BYTES[spec.training.precision] if field == "max_bytes" else 1
+    whole = model["parameter_count"] * each
+    return min(value / whole, 1.0) if whole else 1.0
 
 
 async def _sample(tools: Tools, project: str, dataset: DatasetPlan) -> tuple[list[TextRecord], int]:

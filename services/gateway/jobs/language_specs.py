@@ -21,7 +21,7 @@ MAX_STEPS = 1_000_000
 MAX_SEQUENCE = 32_768
 MAX_STOPS = 8
 MAX_DATASETS = 16
-_FEWEST_BYTES = 4.0
+FEWEST_BYTES = 4.0
 MODES = {
     pb.LANGUAGE_MODE_UNSPECIFIED: "stored_targets",
     pb.LANGUAGE_MODE_STORED_TARGETS: "stored_targets",
@@ -73,9 +73,9 @@ def check_language_spec(
         spec,
         {"answers_per_prompt": (0, MAX_ANSWERS), "bytes_per_token": (0, 1e6)},
     )
-    if 0 < spec.bytes_per_token < _FEWEST_BYTES:
+    if 0 < spec.bytes_per_token < FEWEST_BYTES:
         raise InvalidInput(
-            f"bytes_per_token: at least {_FEWEST_BYTES:.0f}, for one id and its share of the rest",
+            f"bytes_per_token: at least {FEWEST_BYTES:.0f}, for one id and its share of the rest",
             field="bytes_per_token",
         )
     if spec.HasField("verifier"):
@@ -150,6 +150,12 @@ def check_layers(layers: Iterable[int]) -> None:
     found = list(layers)
     if found != sorted(set(found)) or any(not 0 <= one < 10_000 for one in found):
         raise InvalidInput("keep_layers: numbers from 0 on, rising", field="keep_layers")
+
+
+def as_seed(number: int) -> int:
+    """Return a sum of seeds as messages hold them, in 64 bits with a sign; beyond these it begins
+    again."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def check_bounds(message: Message, bounds: _Bounds, where: str = "") -> None:

@@ -71,6 +71,10 @@ class ModelPlan(TypedDict):
     context_length: int
     layer_count: int
     has_chat_template: bool
+    parameter_count: int
+    """0 where it is not known."""
+    base: str
+    """Last part of the name of the model under an adapter; empty for a whole model."""
 
 
 class TextInputs(TypedDict):
@@ -129,3 +133,55 @@ class TuneShiftPlan(TypedDict):
     generator: ModelPlan
     style: ModelPlan
     sequence_length: int
+
+
+class PrunePlan(TypedDict):
+    """A prune job after its check."""
+
+    inputs: TextInputs
+    model: ModelPlan
+    """What is cut; as it is, it is the teacher."""
+    sequence_length: int
+
+
+class PruneCandidate(TypedDict):
+    """A shape within the budget, as the importance recipe reports it."""
+
+    kind: str
+    """`width`, `depth` or `mixed`."""
+    shape: dict[str, int | bool]
+    """Sizes, and what they come to: `parameters`, `non_embedding_parameters`."""
+    kept_layers: list[int]
+    prior_cost: float
+    """A guess before any training: lower is likelier to lose less."""
+    non_embedding_share: float
+    rounds: list[float]
+    """Shares to reach it by in several rounds of pruning, where one would be a large cut."""
+
+
+class PruneCuts(TypedDict):
+    """What importance was measured and what it leaves to choose from, the likeliest first."""
+
+    importance: str
+    """Blob: scores of all parts."""
+    report: str
+    """Blob: the importance recipe's JSON report."""
+    candidates: list[PruneCandidate]
+    """Of the axes that may be cut."""
+
+
+class RankedCut(TypedDict):
+    """A candidate after its short training."""
+
+    number: int
+    """Its place among the candidates, from 0."""
+    cross_entropy: float
+    """Held-out, in nats per token."""
+    report: str
+
+
+class PruneChoice(TypedDict):
+    """Which candidate is taken, and what decided."""
+
+    number: int
+    ranked: list[RankedCut]

@@ -20,10 +20,12 @@ _ORDER = (
     "teacher_outputs",
     "regions",
     "concepts",
+    "importance",
     "targets",
     "answers",
     "rounds",
     "review",
+    "rank",
     "fit",
     "publish",
 )

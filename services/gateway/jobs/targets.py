@@ -93,6 +93,24 @@ async def store_targets(
     )
 
 
+def check_stored(stored: Targets) -> None:
+    """Raise Precondition where no record became a sequence."""
+    if not stored["sequences"]:
+        why = stored["skipped"][0] if stored["skipped"] else "there is nothing to learn"
+        raise Precondition(f"no record became a sequence to train on: {why}")
+
+
+def target_figures(stored: Targets) -> dict[str, float]:
+    """Return what a report says of stored targets."""
+    tokens = max(stored["tokens"], 1)
+    return {
+        "tokens": stored["tokens"],
+        "sequences": stored["sequences"],
+        "bytes_per_token": stored["stored_bytes"] / tokens,
+        "draws_per_token": stored["draws"] / tokens,
+    }
+
+
 def target_inputs(
     model: ModelPlan,
     request: teacher_pb2.SampleTargetsRequest,

@@ -19,7 +19,7 @@ from services.common.texts import (
 )
 from services.common.verifiers import needs_reference
 from services.gateway.jobs.job import Tools
-from services.gateway.jobs.plans import DatasetPlan
+from services.gateway.jobs.plans import DatasetPlan, TextInputs
 
 Keep = Callable[[TextRecord], bool]
 
@@ -133,6 +133,12 @@ async def held_out(
                 )
         measured.append(tuple(digest for shards in found.values() for digest in shards))
     return Measured(*measured)
+
+
+def measured_datasets(inputs: TextInputs) -> list[DatasetPlan]:
+    """Return the dataset itself and the further ones, each once."""
+    found = [inputs["dataset"], *inputs["evaluation"]]
+    return list({one["name"]: one for one in found if one is not None}.values())
 
 
 def dataset_prefix(dataset: DatasetPlan) -> str:

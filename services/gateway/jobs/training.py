@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 
 import grpc.aio
+from stillhouse.common.v1 import language_pb2
 from stillhouse.student.v1 import student_pb2
 
 from services.common.channels import to_error
@@ -23,6 +25,10 @@ from services.gateway.jobs.job import Job
 from services.gateway.jobs.plans import Trained
 from services.gateway.keys import stage_ref
 
+_DEFAULT_EPOCHS = 3.0
+_DEFAULT_BATCH = 8
+_DEFAULT_REPLAY = 0.25
+
 
 @dataclass(frozen=True)
 class Place:
@@ -34,25 +40,40 @@ class Place:
     """Of one run."""
 
 
+def steps_of(training: language_pb2.LanguageTraining, examples: int, *, with_replay: bool) -> int:
+    """Return the optimizer steps of every arm: those that go through `examples` sequences `epochs`
+    times."""
+    if training.max_steps:
+        return training.max_steps
+    share = (training.replay_share or _DEFAULT_REPLAY) if with_replay else 0.0
+    batch = (training.batch_sequences or _DEFAULT_BATCH) * (1 - share)
+    return max(1, math.ceil(examples * (training.epochs or _DEFAULT_EPOCHS) / batch))
+
+
 async def train(
-    job: Job, request: student_pb2.TrainRequest, *, run: str = "", place: Place | None = None
+    job: Job,
+    request: student_pb2.TrainRequest,
+    *,
+    run: str = "",
+    place: Place | None = None,
+    stage: str = "fit",
 ) -> Trained:
     """Run a recipe to its end, or find what it made before. Raises what the run failed with.
 
     The run's id comes from the job and the recipe, so whoever asks again attaches to it. `run`
-    names it among several of one job.
+    names it among several of one job, `stage` is the one that tells of it.
     """
     recipe = request.SerializeToString(deterministic=True)
     digest = hashlib.sha256(recipe).hexdigest()
     ref = stage_ref("fit", {"recipe": digest})
     found = await asyncio.to_thread(_find, job, ref)
     if found is not None:
-        await job.progress.say(f"fit: {run + ' ' if run else ''}found from an earlier job")
+        await job.progress.say(f"{stage}: {run + ' ' if run else ''}found from an earlier job")
         return found
     request.project = job.project
     request.run_id = f"{job.job_id}-{digest[:32]}"
     await job.note(run_id=request.run_id)
-    result = await _follow(job, request, run, place)
+    result = await _follow(job, request, run, place, stage)
     trained = Trained(blobs=_digests(result))
     data = json.dumps(trained, sort_keys=True).encode()
     await asyncio.to_thread(job.tools.blobs.put_ref, job.project, ref, data)
@@ -60,13 +81,15 @@ async def train(
 
 
 async def _follow(
-    job: Job, request: student_pb2.TrainRequest, run: str, place: Place | None
+    job: Job, request: student_pb2.TrainRequest, run: str, place: Place | None, stage: str
 ) -> student_pb2.TrainResult:
     """Follow the run's events; a stream that breaks is taken up after the last event seen.
 
     Gives up only where nothing at all came for `give_up_s`.
     """
-    steps = _Steps(total=place.steps if place else 0, even=request.HasField("language"))
+    is_training = request.HasField("language")
+    unit = "batches" if request.HasField("importance") else "steps"
+    steps = _Steps(total=place.steps if place else 0, even=is_training, unit=unit)
 
     async def attempt() -> student_pb2.TrainResult:
         try:
@@ -77,7 +100,7 @@ async def _follow(
                     return event.result
                 if kind == "error":
                     raise from_status(event.error)
-                await _tell(job, event.progress, run, steps, place)
+                await _tell(job, event.progress, run, steps, place, stage)
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
         raise PeerUnavailable("the stream of the training run ended early")
@@ -99,6 +122,7 @@ class _Steps:
     total: int = 0
     even: bool = False
     """Whether its steps take equally long."""
+    unit: str = "steps"
 
 
 async def _tell(
@@ -107,6 +131,7 @@ async def _tell(
     run: str,
     steps: _Steps,
     place: Place | None,
+    stage: str,
 ) -> None:
     if progress.total:
         steps.done, steps.total = progress.done, progress.total
@@ -114,10 +139,10 @@ async def _tell(
     if progress.metrics:
         curve = records.Curve(dict(progress.metrics), progress.done, run)
     await job.progress.update(
-        "fit",
+        stage,
         done=steps.done + (place.index * place.steps if place else 0),
         total=place.count * place.steps if place else steps.total,
-        unit="steps",
+        unit=steps.unit,
         detail=f"{run}: {progress.stage}" if run else progress.stage,
         curve=curve,
         even=steps.even,
@@ -136,6 +161,9 @@ def _digests(result: student_pb2.TrainResult) -> dict[str, str]:
     if kind == "language":
         found = {"report": result.language.report.digest, "model": result.language.model.digest}
         return {name: digest for name, digest in found.items() if digest}
+    if kind == "importance":
+        made_of = result.importance
+        return {"importance": made_of.importance.digest, "report": made_of.report.digest}
     if kind == "linear_head":
         return {"head": result.linear_head.head.digest, "card": result.linear_head.card.digest}
     raise Internal("the training run ended without a result")

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from stillhouse.common.v1 import language_pb2
 from stillhouse.student.v1 import student_pb2
 
+from services.gateway.jobs.arms import Run
 from services.gateway.jobs.job import Job
 from services.gateway.jobs.language_checks import wait_for_texts
 from services.gateway.jobs.language_estimates import LanguageEstimate, estimate_tuneshift_job
@@ -24,6 +25,7 @@ from services.gateway.jobs.language_models import (
     read_report,
     store_report,
 )
+from services.gateway.jobs.language_specs import as_seed
 from services.gateway.jobs.plans import ModelPlan, TextInputs, Trained, TuneShiftPlan
 from services.gateway.jobs.reviews import decisions, is_used, wait_for_review
 from services.gateway.jobs.text_data import (
@@ -36,14 +38,14 @@ from services.gateway.jobs.text_data import (
     shards_of,
     store_records,
 )
-from services.gateway.jobs.training import Place, train
-from services.gateway.jobs.tuneshift_arms import Arm, build_arms, steps_of, to_records
+from services.gateway.jobs.training import Place, steps_of, train
+from services.gateway.jobs.tuneshift_arms import Arm, build_arms, to_records
 from services.gateway.jobs.tuneshift_checks import check_tuneshift_job, tuneshift_names
 from services.gateway.jobs.tuneshift_figures import Sample, coverage
-from services.gateway.jobs.tuneshift_report import Run, make_report
+from services.gateway.jobs.tuneshift_report import make_report
 from services.gateway.jobs.tuneshift_round import filter_of
 from services.gateway.jobs.tuneshift_rounds import Rounds, read_outcome, run_rounds
-from services.gateway.jobs.tuneshift_specs import arms_of, as_seed, model_id_of
+from services.gateway.jobs.tuneshift_specs import arms_of, model_id_of
 
 
 class Made(TypedDict):

@@ -8,12 +8,10 @@ larger, so that it is gone through fewer times.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stillhouse.common.v1 import language_pb2
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from services.common.errors import Precondition
@@ -27,10 +25,6 @@ from services.gateway.jobs.tuneshift_figures import Sample, is_kept, is_valid, r
 from services.gateway.jobs.tuneshift_prompts import seed_prompts
 from services.gateway.jobs.tuneshift_round import filter_of, with_seed
 from services.gateway.jobs.tuneshift_specs import arms_of
-
-_DEFAULT_EPOCHS = 3.0
-_DEFAULT_BATCH = 8
-_DEFAULT_REPLAY = 0.25
 
 
 @dataclass(frozen=True)
@@ -96,16 +90,6 @@ def random_filter(
         found.append(one)
         left -= one["token_count"]
     return found
-
-
-def steps_of(training: language_pb2.LanguageTraining, examples: int, *, with_replay: bool) -> int:
-    """Return the optimizer steps of every arm: those that go through the job's own examples
-    `epochs` times."""
-    if training.max_steps:
-        return training.max_steps
-    share = (training.replay_share or _DEFAULT_REPLAY) if with_replay else 0.0
-    batch = (training.batch_sequences or _DEFAULT_BATCH) * (1 - share)
-    return max(1, math.ceil(examples * (training.epochs or _DEFAULT_EPOCHS) / batch))
 
 
 def to_records(samples: Sequence[Sample], *, chat: bool) -> list[TextRecord]:

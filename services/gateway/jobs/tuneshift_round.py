@@ -18,6 +18,7 @@ from services.common.verifiers import verify
 from services.gateway.jobs.answers import Answer, Ask, Pair, Score, answer_all, score_all
 from services.gateway.jobs.job import Job
 from services.gateway.jobs.language_answers import drop_reason
+from services.gateway.jobs.language_specs import as_seed
 from services.gateway.jobs.plans import ModelPlan, TuneShiftPlan
 from services.gateway.jobs.tuneshift_figures import Sample, is_kept
 from services.gateway.jobs.tuneshift_filter import (
@@ -39,12 +40,7 @@ from services.gateway.jobs.tuneshift_prompts import (
     parse_prompts,
     request_text,
 )
-from services.gateway.jobs.tuneshift_specs import (
-    as_seed,
-    off_domain_share,
-    prompts_of,
-    rounds_of,
-)
+from services.gateway.jobs.tuneshift_specs import off_domain_share, prompts_of, rounds_of
 
 _ATTEMPTS = 3
 _SEED_STEP = 1_000_003

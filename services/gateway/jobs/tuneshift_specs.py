@@ -90,12 +90,6 @@ def model_id_of(spec: pb.TuneShiftJobSpec) -> str:
     return spec.model_id or f"{target[:31]}-{tuned[:31]}"
 
 
-def as_seed(number: int) -> int:
-    """Return a sum of seeds as messages hold them, in 64 bits with a sign; beyond these it begins
-    again."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
 def rounds_of(spec: pb.TuneShiftJobSpec) -> int:
     """Return how many rounds there are at most."""
     return spec.rounds or DEFAULT_ROUNDS

@@ -144,7 +144,8 @@ def _store(
 
 def _card(recipe: student_pb2.LanguageRecipe, student: LanguageStudent, progress: Progress) -> Card:
     """Where the student came from."""
-    return {
+    card: Card = {"cut": student.pruned} if student.pruned else {}
+    return card | {
         "student": recipe.student,
         "student_digest": student.loaded.digest,
         "keep_layers": list(recipe.keep_layers),
@@ -177,6 +178,8 @@ def _notes(
         },
         "provenance": dict(recipe.provenance),
     }
+    if student.pruned:
+        notes["settings"]["cut"] = student.pruned
     if skipped:
         notes["skipped"] = skipped
     if bank is not None:

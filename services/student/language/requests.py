@@ -10,6 +10,7 @@ from stillhouse.student.v1 import student_pb2
 from services.common.blobs import check_digest
 from services.common.errors import InvalidInput
 from services.student.language.options import read_options
+from services.student.pruning.requests import check_cut
 
 MAX_TOP_K = 4096
 
@@ -26,6 +27,8 @@ def check_language(recipe: student_pb2.LanguageRecipe) -> None:
     kept = list(recipe.keep_layers)
     if kept != sorted(set(kept)) or any(at < 0 for at in kept):
         raise InvalidInput("keep_layers: must rise, from 0", field="keep_layers")
+    if recipe.HasField("cut"):
+        check_cut(recipe)
     _check_evaluation(recipe)
     if not recipe.evaluate_only:
         _check_training(recipe)

@@ -1,9 +1,9 @@
-"""The model of a language recipe: loaded, cut to fewer layers, given an adapter, and saved."""
+"""The model of a language recipe: loaded, cut to a smaller one, given an adapter, and saved."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from services.common.catalogue import load_catalogue
 from services.common.errors import InvalidInput, Precondition
 from services.common.model_records import LanguageModelRecord
 from services.common.weights import content_digest
+from services.student.artefacts import Card
 from services.student.language.options import ATTENTION_AND_FEED_FORWARD, LoraOptions
 from services.student.language.requests import is_uld
 from services.student.language.scoring import Examinee
+from services.student.pruning.applied import prune
 from services.student.recipes import Training
 from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import (
@@ -40,7 +42,9 @@ class LanguageStudent:
     """What it computes in; trained tensors are float32 until `finish`."""
     lora: LoraOptions | None
     cut: bool
-    """Whether layers were left out, so that no other model is its base."""
+    """Whether parts were left out, so that no other model is its base."""
+    pruned: Card = field(default_factory=dict)
+    """What a PruneCut left out, for the card; empty without one."""
 
     @property
     def examinee(self) -> Examinee:
@@ -64,7 +68,7 @@ def load_student(
     lora: LoraOptions | None,
     precision: str,
 ) -> LanguageStudent:
-    """Load the model a recipe starts from, without the layers it leaves out.
+    """Load the model a recipe starts from, without the parts it leaves out.
 
     Raises NotFound, InvalidInput, and Precondition where its tokenizer is not the recipe's or it is
     an adapter that was to be trained or cut.
@@ -80,18 +84,23 @@ def load_student(
     )
     if not is_uld(recipe) or recipe.evaluation.target_shards:
         _check_tokenizer(loaded, recipe.tokenizer_digest)
-    kept = list(recipe.keep_layers)
-    if loaded.adapter and (kept or not recipe.evaluate_only):
+    kept, pruning = list(recipe.keep_layers), recipe.HasField("cut")
+    if loaded.adapter and (kept or pruning or not recipe.evaluate_only):
         raise Precondition(
             f"{recipe.student} is an adapter on {loaded.base}; start from {loaded.base}",
             differences={"student": f"adapter on {loaded.base}"},
         )
-    model = loaded.model
+    model, card = loaded.model, Card()
     if kept:
         _check_layers(model, kept)
-        model = keep_layers(model, kept).requires_grad_(False).eval()
-        loaded = replace(loaded, model=model)  # lets go of the layers left out
-    return LanguageStudent(loaded, model, dtype, lora, bool(kept))
+        model = keep_layers(model, kept)
+    elif pruning:
+        blobs, project = training.blobs, training.project
+        model, card = prune(model, loaded.digest, recipe.cut, blobs, project)
+    if kept or pruning:
+        model = model.requires_grad_(False).eval()
+        loaded = replace(loaded, model=model)  # lets go of the parts left out
+    return LanguageStudent(loaded, model, dtype, lora, bool(kept) or pruning, card)
 
 
 def _check_tokenizer(loaded: LoadedLanguageModel, wanted: str) -> None:

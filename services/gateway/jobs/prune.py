@@ -1,0 +1,247 @@
+"""The prune job (Minitron, arXiv 2407.14679): a language model is cut to a size, and what is left
+learns from the model as it was.
+
+The stages below are the method's steps: measure what matters, store the whole model's predictions
+once, train the likeliest cuts shortly to choose one, train that one. Each is recorded, finds what
+exists already, and may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypedDict
+
+from stillhouse.student.v1 import student_pb2
+
+from services.common.errors import Precondition
+from services.gateway.jobs.arms import Run
+from services.gateway.jobs.job import Job
+from services.gateway.jobs.language_checks import wait_for_texts
+from services.gateway.jobs.language_estimates import LanguageEstimate, estimate_prune_job
+from services.gateway.jobs.language_models import publish_model, read_report, store_report
+from services.gateway.jobs.plans import (
+    LanguageData,
+    PruneChoice,
+    PruneCuts,
+    PrunePlan,
+    RankedCut,
+    TextInputs,
+    Trained,
+)
+from services.gateway.jobs.prune_arms import Recipes, ranking_exam
+from services.gateway.jobs.prune_checks import check_prune_job, prune_names
+from services.gateway.jobs.prune_cuts import cuts_of, importance_recipe, said_of
+from services.gateway.jobs.prune_report import held_out_cross_entropy, make_report
+from services.gateway.jobs.prune_specs import model_id_of, ranking_steps_of, runs_of
+from services.gateway.jobs.targets import check_stored, for_training, most_probable, store_targets
+from services.gateway.jobs.text_data import (
+    Measured,
+    evaluation_of,
+    held_out,
+    is_trainable,
+    measured_datasets,
+    shards_of,
+)
+from services.gateway.jobs.training import Place, steps_of, train
+
+
+class Fitted(TypedDict):
+    """All runs, the job's own first; its model; and what the whole model measured."""
+
+    runs: list[Run]
+    model: Trained
+    full: str
+    """Digest of the whole model's report; empty where nothing is held out."""
+
+
+async def prune_job(job: Job) -> dict[str, str]:
+    """Run the job; return `model` and `report`."""
+    inputs = await job.stage("ingest", ingest)
+    plan = await job.stage("check", check, inputs)
+    cost = await job.stage("estimate", estimate, plan)
+    job.progress.expect(cost["stage_s"])
+    cuts = await job.stage("importance", importance, plan)
+    data = await job.stage("targets", targets, plan)
+    choice = PruneChoice(number=0, ranked=[])
+    if job.spec.prune.candidates > 1:
+        choice = await job.stage("rank", rank, plan, cuts, data)
+    fitted = await job.stage("fit", fit, plan, cuts, data, choice)
+    return await job.stage("publish", publish, plan, cuts, data, choice, fitted)
+
+
+async def ingest(job: Job) -> TextInputs:
+    """Wait for the datasets' manifests."""
+    return await wait_for_texts(job, prune_names(job.spec.prune))
+
+
+async def check(job: Job, inputs: TextInputs) -> PrunePlan:
+    """Refuse what does not fit together before it costs anything."""
+    return await check_prune_job(job.tools, job.spec.prune, inputs, patient=True)
+
+
+async def estimate(job: Job, plan: PrunePlan) -> LanguageEstimate:
+    """Say what is to come."""
+    cost = await estimate_prune_job(job.tools, job.project, job.spec.prune, plan)
+    await job.progress.say(
+        f"estimate: {cost['items']:,} records, about {cost['tokens']:,} tokens, "
+        f"about {sum(cost['stage_s'].values()):.0f} s, {cost['stored_bytes'] / 1e6:.1f} MB"
+    )
+    return cost
+
+
+async def importance(job: Job, plan: PrunePlan) -> PruneCuts:
+    """Measure how much the model's parts matter, and find cuts of the size that was asked for.
+
+    Raises InvalidInput where no model is as small as that.
+    """
+    texts = await _training_shards(job, plan)
+    recipe = importance_recipe(job.spec.prune, plan, texts)
+    request = student_pb2.TrainRequest(importance=recipe)
+    measured = await train(job, request, stage="importance")
+    cuts = await cuts_of(job, measured)
+    await job.progress.say(said_of(cuts))
+    return cuts
+
+
+async def targets(job: Job, plan: PrunePlan) -> LanguageData:
+    """Store the whole model's distribution at every token, once for all candidates and arms."""
+    spec = job.spec.prune
+    texts, measured = await _training_shards(job, plan), await _measured(job, plan)
+    if spec.candidates > 1 and not measured.texts:
+        raise Precondition("no test record has text, so there is nothing to rank candidates on")
+    model, length = plan["model"], plan["sequence_length"]
+    total = len(texts) + len(measured.texts)
+    request = for_training(model, spec.training, spec.bytes_per_token)
+    stored = await store_targets(
+        job, model, request, texts, sequence_length=length, first=0, total=total
+    )
+    check_stored(stored)
+    held = None
+    if measured.texts:
+        held = await store_targets(
+            job,
+            model,
+            most_probable(model),
+            measured.texts,
+            sequence_length=length,
+            first=len(texts),
+            total=total,
+        )
+    return LanguageData(texts=[], targets=stored, held_out=held, notes={})
+
+
+async def rank(job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData) -> PruneChoice:
+    """Train the likeliest cuts shortly; choose the one of the lowest held-out cross-entropy."""
+    spec = job.spec.prune
+    recipes = Recipes(spec, plan, cuts, data, ranking_exam(await _measured(job, plan)))
+    steps = ranking_steps_of(spec, _steps(job, data))
+    count = min(spec.candidates, len(cuts["candidates"]))
+    ranked: list[RankedCut] = []
+    for number in range(count):
+        request = student_pb2.TrainRequest(language=recipes.of_candidate(number, steps))
+        place = Place(number, count, steps)
+        trained = await train(job, request, run=f"candidate/{number}", place=place, stage="rank")
+        loss = held_out_cross_entropy(await read_report(job, trained, []))
+        report = trained["blobs"]["report"]
+        ranked.append(RankedCut(number=number, cross_entropy=loss, report=report))
+    best = min(ranked, key=lambda one: one["cross_entropy"])
+    await job.progress.say(
+        f"rank: candidate {best['number']} of {count} is taken, held-out cross-entropy "
+        f"{best['cross_entropy']:.3f} after {steps:,} steps"
+    )
+    return PruneChoice(number=best["number"], ranked=ranked)
+
+
+async def fit(
+    job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, choice: PruneChoice
+) -> Fitted:
+    """Train the chosen cut and its controls, with every seed, for equally many steps."""
+    spec, measured = job.spec.prune, await _measured(job, plan)
+    recipes = Recipes(spec, plan, cuts, data, _exam(job, measured, data))
+    full = ""
+    if measured != Measured((), (), ()):
+        request = student_pb2.TrainRequest(language=recipes.of_full_model())
+        full = (await train(job, request, run="full"))["blobs"]["report"]
+    stored, steps = data["targets"], _steps(job, data)
+    assert stored is not None
+    asked = runs_of(spec)
+    runs: list[Run] = []
+    model: Trained | None = None
+    for arm, seed in asked:
+        recipe = recipes.of_arm(arm, seed, choice["number"], steps)
+        recipe.discard_model = model is not None
+        label = f"{arm}/{seed}" if len(asked) > 1 else ""
+        place = Place(len(runs), len(asked), steps)
+        request = student_pb2.TrainRequest(language=recipe)
+        trained = await train(job, request, run=label, place=place)
+        model = model or trained
+        runs.append(
+            Run(
+                arm=arm,
+                seed=seed,
+                report=trained["blobs"]["report"],
+                examples=stored["sequences"],
+                tokens=stored["tokens"],
+            )
+        )
+    assert model is not None
+    return Fitted(runs=runs, model=model, full=full)
+
+
+async def publish(
+    job: Job,
+    plan: PrunePlan,
+    cuts: PruneCuts,
+    data: LanguageData,
+    choice: PruneChoice,
+    fitted: Fitted,
+) -> dict[str, str]:
+    """Name the cut as a model of the project, and report on candidates and arms."""
+    datasets = measured_datasets(plan["inputs"])
+
+    async def read(digest: str) -> dict[str, Any]:
+        return await read_report(job, Trained(blobs={"report": digest}), datasets)
+
+    ranking = [one["report"] for one in choice["ranked"]]
+    digests = [run["report"] for run in fitted["runs"]] + ranking
+    report = await asyncio.to_thread(  # bootstraps: too long for the loop
+        make_report,
+        job.spec.prune,
+        cuts,
+        choice,
+        fitted["runs"],
+        reports={digest: await read(digest) for digest in dict.fromkeys(digests)},
+        importance=await read(cuts["report"]),
+        full=await read(fitted["full"]) if fitted["full"] else {},
+        stored=data["targets"],
+    )
+    model = await publish_model(job, model_id_of(job.spec.prune), fitted["model"])
+    return {"model": model, "report": await store_report(job, report)}
+
+
+async def _training_shards(job: Job, plan: PrunePlan) -> list[str]:
+    dataset = plan["inputs"]["dataset"]
+    assert dataset is not None
+    found = await shards_of(job.tools, job.project, dataset, "train", is_trainable)
+    if not found:
+        raise Precondition(f"dataset {dataset['name']} has no train record with text")
+    return found
+
+
+async def _measured(job: Job, plan: PrunePlan) -> Measured:
+    spec = job.spec.prune
+    verifier = spec.verifier if spec.HasField("verifier") else None
+    datasets = measured_datasets(plan["inputs"])
+    return await held_out(job.tools, job.project, datasets, verifier, chat=False)
+
+
+def _exam(job: Job, measured: Measured, data: LanguageData) -> student_pb2.LanguageEvaluation:
+    """Return all that the arms measure, before and after their training."""
+    spec, held = job.spec.prune, data["held_out"]
+    verifier = spec.verifier if spec.HasField("verifier") else None
+    return evaluation_of(measured, held["shards"] if held else [], verifier, spec.sampling)
+
+
+def _steps(job: Job, data: LanguageData) -> int:
+    assert data["targets"] is not None
+    return steps_of(job.spec.prune.training, data["targets"]["sequences"], with_replay=False)

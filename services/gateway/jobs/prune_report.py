@@ -1,0 +1,106 @@
+"""The report of a prune job: what was cut, what else could be, and what every arm learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillhouse.gateway.v1 import jobs_pb2 as pb
+
+from services.common.errors import Internal
+from services.gateway.jobs.arms import Report, Run, arm_reports, curves_of, paired
+from services.gateway.jobs.plans import PruneCandidate, PruneChoice, PruneCuts, Targets
+from services.gateway.jobs.prune_specs import BYTES, CONTROLS, OWN_ARM, size_of
+from services.gateway.jobs.targets import target_figures
+
+_BUDGET = (
+    "every arm takes the same number of optimizer steps of the same sequences, with the same "
+    "stored targets; no_distillation learns their text alone; random_cut keeps as many parts, by "
+    "chance; random_weights has the shape alone. Candidates are ranked on the held-out texts that "
+    "the arms are measured on"
+)
+
+
+def make_report(
+    spec: pb.PruneJobSpec,
+    cuts: PruneCuts,
+    choice: PruneChoice,
+    runs: Sequence[Run],
+    *,
+    reports: Mapping[str, Report],
+    importance: Report,
+    full: Report,
+    stored: Targets | None,
+) -> Report:
+    """Return the whole report as JSON values.
+
+    `reports` holds the reports of runs and candidates by digest, `full` is that of the whole model;
+    `before`, `after` and `change` are of the job's own arm.
+    """
+    arms, tables = arm_reports(runs, reports, None)
+    own, chosen = arms[0], cuts["candidates"][choice["number"]]
+    ranked = [reports[one["report"]] for one in choice["ranked"]]
+    return {
+        "kind": "prune",
+        "size": _size(spec, chosen),
+        "cut": {**chosen, "from_shape": importance.get("shape", {})},
+        "candidates": _candidates(cuts, choice),
+        "before": own["before"],
+        "after": own["metrics"],
+        "change": own["change"],
+        "arms": arms,
+        "paired": {name: paired(tables, OWN_ARM, name) for name in CONTROLS if name in tables},
+        "references": {"full": full.get("before", {})},
+        "curves": curves_of(runs, reports) + _ranking_curves(choice, reports),
+        "budget": _BUDGET,
+        "calibration": importance.get("calibration", {}),
+        "layers": importance.get("layers", []),
+        "targets": target_figures(stored) if stored else {},
+        "skipped": list(stored["skipped"]) if stored else [],
+        "seconds": sum(float(one.get("seconds") or 0) for one in [*arms, *ranked]),
+    }
+
+
+def held_out_cross_entropy(report: Report) -> float:
+    """Return what a candidate's run measured after it. Raises Internal where that is nothing."""
+    value = report.get("after", {}).get("cross_entropy", {}).get("value")
+    if not isinstance(value, int | float):
+        raise Internal("the training run of a candidate measured no held-out cross-entropy")
+    return float(value)
+
+
+def _size(spec: pb.PruneJobSpec, chosen: PruneCandidate) -> Report:
+    """Return what was asked for, and what the new model has; bytes at the training's precision."""
+    field, value = size_of(spec)
+    shape = chosen["shape"]
+    return {
+        "asked": {field: value},
+        "got": {
+            "non_embedding_share": chosen["non_embedding_share"],
+            "non_embedding_parameters": shape["non_embedding_parameters"],
+            "parameters": shape["parameters"],
+            "bytes": int(shape["parameters"]) * BYTES[spec.training.precision],
+        },
+    }
+
+
+def _candidates(cuts: PruneCuts, choice: PruneChoice) -> list[dict[str, Any]]:
+    """Return all cuts that were found; `cross_entropy` is None where one was not trained."""
+    losses = {one["number"]: one["cross_entropy"] for one in choice["ranked"]}
+    return [
+        {
+            **one,
+            "number": number,
+            "cross_entropy": losses.get(number),
+            "chosen": number == choice["number"],
+        }
+        for number, one in enumerate(cuts["candidates"])
+    ]
+
+
+def _ranking_curves(choice: PruneChoice, reports: Mapping[str, Report]) -> list[Report]:
+    return [
+        {**point, "run": f"candidate/{one['number']}"}
+        for one in choice["ranked"]
+        for point in reports[one["report"]].get("curves", [])
+    ]

@@ -1,0 +1,124 @@
+"""Prune messages: checks that load no model, and the shapes and budgets they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stillhouse.student.v1 import student_pb2
+
+from services.common.blobs import check_digest
+from services.common.errors import InvalidInput
+from services.student.pruning.search import Budget, Candidate, Kind
+from services.student.pruning.shape import Shape
+
+MAX_CALIBRATION = 65_536
+MAX_LENGTH = 1 << 20
+MAX_CANDIDATES = 100
+DEFAULT_LENGTH = 256
+DEFAULT_SEQUENCES = 1024
+DEFAULT_CANDIDATES = 3
+_SIZES = ("layers", "hidden_size", "intermediate_size", "attention_heads")
+_BYTES = {"": 4, "float32": 4, "bfloat16": 2}
+_KINDS: dict[Kind, student_pb2.PruneKind.ValueType] = {
+    "width": student_pb2.PRUNE_KIND_WIDTH,
+    "depth": student_pb2.PRUNE_KIND_DEPTH,
+    "mixed": student_pb2.PRUNE_KIND_MIXED,
+}
+
+
+def check_cut(recipe: student_pb2.LanguageRecipe) -> None:
+    """Raise InvalidInput for what can be seen of a recipe's cut in the request alone."""
+    cut, shape = recipe.cut, recipe.cut.shape
+    if recipe.keep_layers:
+        raise InvalidInput("cut: give either cut or keep_layers", field="cut")
+    if cut.random and cut.from_random_weights:
+        raise InvalidInput("cut: give either random or from_random_weights", field="cut.random")
+    if cut.from_random_weights and recipe.training.HasField("lora"):
+        raise InvalidInput(
+            "training.lora: there is nothing to adapt in random weights", field="training.lora"
+        )
+    if cut.HasField("importance"):
+        check_digest(cut.importance.digest, field="cut.importance")
+    elif not cut.random and not cut.from_random_weights:
+        raise InvalidInput(
+            "cut.importance: required; an importance recipe measures it", field="cut.importance"
+        )
+    for name in _SIZES:
+        if getattr(shape, name) < 0:
+            raise InvalidInput(f"cut.shape.{name}: must not be negative", field=f"cut.shape.{name}")
+    kept = list(shape.kept_layers)
+    if kept != sorted(set(kept)) or any(at < 0 for at in kept):
+        raise InvalidInput("cut.shape.kept_layers: must rise, from 0", field="cut.shape")
+    if not kept and not any(getattr(shape, name) for name in _SIZES):
+        raise InvalidInput("cut.shape: names no size to cut to", field="cut.shape")
+
+
+def check_importance(recipe: student_pb2.ImportanceRecipe) -> None:
+    """Raise InvalidInput for what can be seen in the request alone."""
+    if not recipe.student:
+        raise InvalidInput("student: the model to measure is required", field="student")
+    if not recipe.text_shards:
+        raise InvalidInput("text_shards: at least one is required", field="text_shards")
+    for ref in recipe.text_shards:
+        check_digest(ref.digest, field="text_shards")
+    if recipe.tokenizer_digest:
+        check_digest(recipe.tokenizer_digest, field="tokenizer_digest")
+    for name, most in (
+        ("sequence_length", MAX_LENGTH),
+        ("max_sequences", MAX_CALIBRATION),
+        ("max_candidates", MAX_CANDIDATES),
+    ):
+        if not 0 <= getattr(recipe, name) <= most:
+            raise InvalidInput(f"{name}: must be from 0 to {most}", field=name)
+    if recipe.HasField("budget"):
+        read_budget(recipe.budget)
+
+
+def read_budget(message: student_pb2.PruneBudget) -> Budget:
+    """The budget of a request. Raises InvalidInput."""
+    limit = message.WhichOneof("limit")
+    if limit is None:
+        raise InvalidInput(
+            "budget: set one of max_parameters, non_embedding_share, max_bytes", field="budget"
+        )
+    value, most = getattr(message, limit), 1.0 if limit == "non_embedding_share" else float("inf")
+    if not 0 < value < most:
+        raise InvalidInput(f"budget.{limit}: lies between 0 and {most:g}", field=f"budget.{limit}")
+    if message.precision not in _BYTES:
+        raise InvalidInput(
+            "budget.precision: must be float32, bfloat16 or empty", field="budget.precision"
+        )
+    return replace(Budget(bytes_per_parameter=_BYTES[message.precision]), **{limit: value})
+
+
+def read_shape(message: student_pb2.PrunedShape, base: Shape) -> Shape:
+    """The shape that a model of `base` is to have. Raises InvalidInput, its fields as the request
+    names them, where it cannot have it."""
+    kept = tuple(message.kept_layers)
+    try:
+        shape = replace(
+            base,
+            layers=message.layers or len(kept) or base.layers,
+            kept_layers=kept,
+            hidden_size=message.hidden_size or base.hidden_size,
+            intermediate_size=message.intermediate_size or base.intermediate_size,
+            attention_heads=message.attention_heads or base.attention_heads,
+        )
+        shape.check_within(base)
+    except InvalidInput as error:
+        wrong = [(f"cut.shape.{field}", why) for field, why in error.violations]
+        text = "; ".join(f"{field}: {why}" for field, why in wrong)
+        raise InvalidInput(text, field=wrong[0][0], violations=wrong) from None
+    return shape
+
+
+def candidate_message(one: Candidate) -> student_pb2.PruneCandidate:
+    """A candidate as a message; which layers it keeps is left to whoever cuts."""
+    shape = one.shape
+    return student_pb2.PruneCandidate(
+        shape=student_pb2.PrunedShape(**{name: getattr(shape, name) for name in _SIZES}),
+        kind=_KINDS[one.kind],
+        parameters=shape.parameters,
+        non_embedding_parameters=shape.non_embedding_parameters,
+        prior_cost=one.cost,
+    )

@@ -1,0 +1,81 @@
+"""A prune job through real services, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from stillhouse.common.v1 import language_pb2
+from stillhouse.gateway.v1 import jobs_pb2
+
+from tests.e2e import language
+from tests.e2e.suite import LANGUAGE_SERVICES, PROJECT, Suite, suite
+from tests.student import language_suite
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    folder = tmp_path_factory.mktemp("prune")
+    catalogue = language_suite.make_catalogue(folder)
+    texts = [
+        json.dumps({"text": one.text, "split": split})
+        for split in ("train", "test")
+        for one in language_suite.texts(24, split=split)
+    ]
+    (folder / "texts.jsonl").write_text("\n".join(texts))
+    with pytest.MonkeyPatch.context() as patch:
+        for service in LANGUAGE_SERVICES:
+            patch.setenv(f"{service.upper()}_CATALOGUE", str(catalogue))
+        with suite(folder, threads=1, services=LANGUAGE_SERVICES) as found:
+            language.add_texts(found, "notes", f"file://{folder}/texts.jsonl")
+            yield found
+
+
+def spec(**more: Any) -> jobs_pb2.DistillationJob:
+    found = jobs_pb2.PruneJobSpec(
+        dataset=f"{PROJECT}/datasets/notes",
+        model=f"{PROJECT}/models/{language_suite.MODEL}",
+        training=language_pb2.LanguageTraining(
+            max_steps=4, batch_sequences=4, learning_rate=1e-2, sequence_length=96
+        ),
+        **more,
+    )
+    return jobs_pb2.DistillationJob(prune=found)
+
+
+def test_a_cut_is_ranked_trained_and_served(running: Suite) -> None:
+    asked = spec(non_embedding_share=0.6, candidates=2, ranking_steps=1, controls=True)
+    job = running.finish(running.create(asked), timeout_s=300)
+    assert job.model == f"{PROJECT}/models/{language_suite.MODEL}-pruned"
+    report: dict[str, Any] = running.read_json(job.report.digest)
+    got, arms = report["size"]["got"], {arm["arm"]: arm for arm in report["arms"]}
+    assert 0.4 < got["non_embedding_share"] <= 0.6
+    assert set(arms) == {"prune", "no_distillation", "random_cut", "random_weights"}
+    assert {arm["steps"] for arm in arms.values()} == {4}
+    assert len({arm["trained_tokens"] for arm in arms.values()}) == 1
+    for measured in (report["before"], report["after"], report["references"]["full"]):
+        assert {"cross_entropy", "kl_to_teacher", "top1_agreement"} <= set(measured)
+    assert report["references"]["full"]["kl_to_teacher"]["value"] == pytest.approx(0, abs=1e-3)
+    ranked = [one for one in report["candidates"] if one["cross_entropy"] is not None]
+    best = min(ranked, key=lambda one: one["cross_entropy"])
+    assert len(ranked) == 2
+    assert best["chosen"]
+    files = language.files(running, job.model)
+    card = json.loads(files.card_json)
+    assert card["cut"]["shape"]["parameters"] == got["parameters"]
+    assert not files.base
+    assert language.generate(running, job.model, "red") is not None
+
+
+def test_an_impossible_size_fails_before_any_target(running: Suite) -> None:
+    name = running.create(spec(max_parameters=100))
+    with pytest.raises(AssertionError, match="the least possible is"):
+        running.finish(name, timeout_s=120)
+    assert "targets" not in [stage.stage for stage in running.job(name).stages]
+    with pytest.raises(grpc.RpcError, match="nothing is to be cut"):
+        running.create(spec(max_bytes=1 << 30))
