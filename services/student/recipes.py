@@ -74,4 +74,10 @@ def train(training: Training, request: student_pb2.TrainRequest) -> student_pb2.
         from services.student.language.recipe import train_language
 
         return student_pb2.TrainResult(language=train_language(training, request.language))
-    raise InvalidInput("recipe: one of concept, linear_head, language is required", field="recipe")
+    if kind == "classifier":
+        from services.student.classifier.recipe import train_classifier
+
+        return student_pb2.TrainResult(classifier=train_classifier(training, request.classifier))
+    raise InvalidInput(
+        "recipe: one of concept, linear_head, language, classifier is required", field="recipe"
+    )

@@ -114,6 +114,10 @@ def _digests(result: student_pb2.TrainResult) -> dict[str, str]:
     if kind == "language":
         found = {"report": result.language.report.digest, "model": result.language.model.digest}
         return {name: digest for name, digest in found.items() if digest}
+    if kind == "classifier":
+        return {
+            field.name: ref.digest for field, ref in result.classifier.ListFields() if ref.digest
+        }
     if kind == "linear_head":
         return {"head": result.linear_head.head.digest, "card": result.linear_head.card.digest}
     raise Internal("the training run ended without a result")
