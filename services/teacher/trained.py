@@ -42,4 +42,9 @@ def load_trained(
         list(record.classes),
     )
     network = TimmNetwork(model, torch.device(device))
-    return ImageClassifier(model_id, digest, record.classes, network, preprocessing)
+    classifier = ImageClassifier(model_id, digest, record.classes, network, preprocessing)
+    try:
+        classifier.warmup()
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"model {model_id}: {str(error)[:600]}", field="model") from error
+    return classifier

@@ -183,10 +183,15 @@ def test_images_that_the_teacher_could_not_read_are_left_out(run, blobs):
     broken = suite.make_data(blobs, unreadable=0)
     report = report_of(blobs, run(suite.request(broken, "broken")))
     assert report["items"] == {"left_out": 1, "train": 35, "val": 12, "test": 12}
+    told = run(suite.request(broken, "broken-told", hard_only=True))
     alone = suite.recipe(broken, hard_only=True, view_shards=[])
     alone.data.ClearField("teacher_shards")
-    with pytest.raises(InvalidInput, match="item '0.png'"):
-        run(student_pb2.TrainRequest(project=suite.PROJECT, run_id="unread", classifier=alone))
+    asked = student_pb2.TrainRequest(project=suite.PROJECT, run_id="unread", classifier=alone)
+    found = run(asked)
+    assert report_of(blobs, found)["items"]["left_out"] == 1
+    assert found.weights.digest == told.weights.digest
+    assert "reason" in report_of(blobs, found)["teacher"]["test"]
+    assert "agreement" not in report_of(blobs, found)["student"]["test"]
 
 
 def test_a_student_starts_from_weights_and_takes_their_input(run, blobs, data, around):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput, Precondition
 from services.common.view_shards import ViewTable, unpack_views
 from services.student.classifier.plan import Plan
-from services.student.data import Ints, Labels, read_manifest, read_rows
+from services.student.classifier.prefetch import THREADS
+from services.student.data import Ints, Labels, read_rows
 from services.student.recipes import Training
 from services.torch_common.augment import view_pixels
 from services.torch_common.preprocess import Preprocessing
@@ -34,36 +36,90 @@ class ClassifierData:
     val: Ints
     test: Ints
     left_out: int
-    """Items that the teacher could not read."""
+    """Items that the teacher, or where it was not asked we, could not read."""
     views: ViewTable | None
     teacher: npt.NDArray[np.float32] | None
     """Logits [n, K] of the images as they are."""
 
 
+class ImageSource:
+    """The manifest's photos, decoded from the blob store. Thread-safe."""
+
+    def __init__(self, blobs: BlobStore, project: str, labels: Labels) -> None:
+        self.labels = labels
+        self._blobs, self._project = blobs, project
+
+    def photo(self, row: int) -> Image.Image:
+        """RGB, upright, at full size. Raises InvalidInput that names the item, NotFound."""
+        data = self._blobs.get(self._project, self.labels.digests[row])
+        try:
+            return images.decode(data)
+        except images.ImageError as error:
+            raise InvalidInput(
+                f"data.manifest: item {self.labels.item_ids[row]!r}: {error.message}",
+                field="data.manifest",
+            ) from None
+
+    def readable(self, row: int) -> bool:
+        """Whether the photo can be decoded. Raises NotFound."""
+        try:
+            self.photo(row)
+        except InvalidInput:
+            return False
+        return True
+
+    def plain(self, rows: Ints, preprocessing: Preprocessing) -> Pixels:
+        """uint8 [n, S, S, 3] of the images as they are."""
+        return _stack([preprocessing.pixels(self.photo(int(row))) for row in rows])
+
+    def views(
+        self, rows: Ints, views: Ints, augmentation: Augmentation, preprocessing: Preprocessing
+    ) -> Pixels:
+        """uint8 [n, S, S, 3] of one view of each image."""
+        digests = [self.labels.digests[row] for row in rows]
+        return _stack(
+            [
+                view_pixels(self.photo(int(row)), digest, int(view), augmentation, preprocessing)
+                for row, digest, view in zip(rows, digests, views, strict=True)
+            ]
+        )
+
+
 def read_data(
-    training: Training, recipe: student_pb2.ClassifierRecipe, augmentation: Augmentation
+    training: Training,
+    recipe: student_pb2.ClassifierRecipe,
+    augmentation: Augmentation,
+    source: ImageSource,
 ) -> ClassifierData:
-    """Read manifest and shards. Raises NotFound, InvalidInput, and Precondition where shards are of
-    other views or classes.
+    """Read the shards, and leave out the images that nobody can read.
+
+    Raises NotFound, InvalidInput, and Precondition where shards are of other views or classes.
     """
-    blobs, project = training.blobs, training.project
-    labels = read_manifest(blobs, project, recipe.data.manifest)
+    blobs, project, labels = training.blobs, training.project, source.labels
     items, classes = len(labels.digests), len(labels.classes)
-    usable = np.ones(items, bool)
-    teacher = None
+    usable, known = np.ones(items, bool), np.zeros(items, bool)
+    teacher = views = None
     if recipe.data.teacher_shards:
         refs = recipe.data.teacher_shards
-        rows, usable = read_rows(blobs, project, refs, "logits", (items, classes))
-        teacher = rows.astype(np.float32)
-    views = None
-    train = labels.split == "train"
+        rows, known = read_rows(blobs, project, refs, "logits", (items, classes))
+        teacher, usable = rows.astype(np.float32), known
     if recipe.view_shards:
         shards = [blobs.get(project, ref.digest) for ref in recipe.view_shards]
         views = unpack_views(shards, augmentation, classes)
         seen = np.array([digest in views.rows for digest in labels.digests])
-        usable = usable & (seen | ~train)
+        usable = usable & (seen | (labels.split != "train"))
+        known = known | seen
     _check_features(views, recipe)
-    return _split(labels, usable, views, teacher)
+    return _split(labels, usable & _decodable(source, ~known & usable), views, teacher)
+
+
+def _decodable(source: ImageSource, unknown: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which items can be decoded [n]; those that the teacher has read are not tried."""
+    found = np.ones(len(unknown), bool)
+    rows = np.flatnonzero(unknown)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as threads:
+        found[rows] = list(threads.map(lambda row: source.readable(int(row)), rows))
+    return found
 
 
 def _check_features(views: ViewTable | None, recipe: student_pb2.ClassifierRecipe) -> None:
@@ -93,40 +149,6 @@ def _split(
     return ClassifierData(labels, train, val, test, int((~usable).sum()), views, teacher)
 
 
-class ImageSource:
-    """The manifest's photos, decoded from the blob store. Thread-safe."""
-
-    def __init__(self, blobs: BlobStore, project: str, labels: Labels) -> None:
-        self._blobs, self._project, self._labels = blobs, project, labels
-
-    def photo(self, row: int) -> Image.Image:
-        """RGB, upright, at full size. Raises InvalidInput that names the item, NotFound."""
-        data = self._blobs.get(self._project, self._labels.digests[row])
-        try:
-            return images.decode(data)
-        except images.ImageError as error:
-            raise InvalidInput(
-                f"data.manifest: item {self._labels.item_ids[row]!r}: {error.message}",
-                field="data.manifest",
-            ) from None
-
-    def plain(self, rows: Ints, preprocessing: Preprocessing) -> Pixels:
-        """uint8 [n, S, S, 3] of the images as they are."""
-        return _stack([preprocessing.pixels(self.photo(int(row))) for row in rows])
-
-    def views(
-        self, rows: Ints, views: Ints, augmentation: Augmentation, preprocessing: Preprocessing
-    ) -> Pixels:
-        """uint8 [n, S, S, 3] of one view of each image."""
-        digests = [self._labels.digests[row] for row in rows]
-        return _stack(
-            [
-                view_pixels(self.photo(int(row)), digest, int(view), augmentation, preprocessing)
-                for row, digest, view in zip(rows, digests, views, strict=True)
-            ]
-        )
-
-
 @dataclass(frozen=True)
 class Batch:
     """One step's images and what is known of them."""
@@ -150,7 +172,8 @@ def make_batch(
     preprocessing: Preprocessing,
 ) -> Batch:
     """The batch of a step of the plan, whose images count the training items."""
-    rows, views = data.train[plan.images[step]], plan.views[step]
+    images, views = plan.step(step)
+    rows = data.train[images]
     known, found = data.views, None
     if known is not None:
         found = np.array([known.rows[data.labels.digests[row]] for row in rows])

@@ -35,10 +35,10 @@ from services.student.classifier.options import (
     check_classifier,
     read_options,
 )
-from services.student.classifier.plan import plan_steps
+from services.student.classifier.plan import Plan
 from services.student.classifier.reports import Stored, make_report
 from services.student.classifier.training import fit
-from services.student.data import Doubles, Ints
+from services.student.data import Doubles, Ints, read_manifest
 from services.student.head_recipe import put
 from services.student.recipes import Training
 from services.torch_common.language.precision import dtype_of
@@ -51,10 +51,11 @@ def train_classifier(
     check_classifier(recipe)
     options = read_options(recipe)
     training.progress("reading the data", 0, 0)
-    data = read_data(training, recipe, options.augmentation)
+    labels = read_manifest(training.blobs, training.project, recipe.data.manifest)
+    source = ImageSource(training.blobs, training.project, labels)
+    data = read_data(training, recipe, options.augmentation, source)
     training.progress("building the student", 0, 0)
-    student = build_student(training, recipe, data.labels.classes, options.seed)
-    source = ImageSource(training.blobs, training.project, data.labels)
+    student = build_student(training, recipe, labels.classes, options.seed)
     dtype = dtype_of(options.precision or training.surroundings.precision, _device(training).type)
     progress = _fit(training, recipe, options, data, student, source, dtype)
     return _finish(training, recipe, data, student, source, progress, dtype)
@@ -76,8 +77,7 @@ def _fit(
     """Train the student's module in place."""
     images, device = len(data.train), _device(training)
     views, steps = options.augmentation, options.steps(images)
-    batch = options.batch_images
-    plan = plan_steps(images, views=views.views, steps=steps, batch=batch, seed=options.seed)
+    plan = Plan(images, views.views, options.batch_images, options.seed)
     preprocessing = student.preprocessing
     matched = 0
     if options.feature_weight and data.views is not None and data.views.features is not None:

@@ -80,7 +80,7 @@ class _ClassifierTrainer(Trainer):  # type: ignore[misc]
             model=model,
             args=_arguments(options, course.steps, training),
             # The batches themselves come from `batches`: skipping to a checkpoint decodes nothing.
-            train_dataset=[{"step": step} for step in range(course.steps)],
+            train_dataset=range(course.steps),
             data_collator=lambda steps: {"steps": steps},
             callbacks=[_AfterStep(self)],
         )
