@@ -27,6 +27,8 @@ class Surroundings:
     precision: str = ""
     python_tests: bool = False
     max_message_bytes: int = 32 << 20
+    max_image_bytes: int = 16 << 20
+    max_image_pixels: int = 64_000_000
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self._language = language
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._views = ViewCalls(blobs, self._limits, self._decoders, settings.shard_batch)
+        self._views = ViewCalls(settings, blobs, self._decoders)
 
     async def ListModels(
         self, request: teacher_pb2.ListModelsRequest, context: Context

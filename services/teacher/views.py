@@ -22,6 +22,7 @@ from services.common.errors import InvalidInput
 from services.common.inputs import each, read_bytes
 from services.common.tensors import to_message
 from services.teacher.registry import Row, ServedModel
+from services.teacher.settings import TeacherSettings
 from services.torch_common.augment import view_pixels
 
 
@@ -37,18 +38,21 @@ class ViewCalls:
     """Classify calls with an augmentation. Shares the servicer's decoders."""
 
     def __init__(
-        self, blobs: BlobStore, limits: images.Limits, decoders: ThreadPoolExecutor, group: int
+        self, settings: TeacherSettings, blobs: BlobStore, decoders: ThreadPoolExecutor
     ) -> None:
-        """`group`: images whose views are in memory at once. As many as the padded batch of a
-        shard holds, so that their views fill whole batches."""
-        self._blobs, self._limits = blobs, limits
-        self._decoders, self._group = decoders, group
+        self._blobs, self._decoders = blobs, decoders
+        self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
+        # As many images as a shard's padded batch holds are in memory at once: whatever the number
+        # of views, theirs fill whole batches.
+        self._group = settings.shard_batch
+        self._max_bytes = settings.max_message_bytes
 
     async def classify(
         self, request: teacher_pb2.ClassifyRequest, project: str, served: ServedModel
     ) -> teacher_pb2.ClassifyResponse:
         """Answer for all views of every item. Raises InvalidInput; a broken image fails itself."""
         augmentation = _checked(request)
+        self._check_size(request, served, augmentation)
         response = teacher_pb2.ClassifyResponse(model_digest=served.classifier.digest)
         for at in range(0, len(request.items), self._group):
             group = request.items[at : at + self._group]
@@ -88,6 +92,24 @@ class ViewCalls:
             response.timings.preprocess_ms += one.preprocess_ms
         _add_timings(response.timings, rows)
 
+    def _check_size(
+        self, request: teacher_pb2.ClassifyRequest, served: ServedModel, augmentation: Augmentation
+    ) -> None:
+        """Refuse what the answer to would be too large to be sent."""
+        classifier = served.classifier
+        sizes = {
+            teacher_pb2.CLASSIFY_OUTPUT_LOGITS: 4 * len(classifier.classes),
+            teacher_pb2.CLASSIFY_OUTPUT_FEATURES: 2 * classifier.feature_dim,
+        }
+        wanted = sum(sizes.get(output, 0) for output in _outputs(request))
+        size = wanted * augmentation.views * len(request.items)
+        if size > 0.9 * self._max_bytes:  # the rest is for names and frames
+            raise InvalidInput(
+                f"augmentation.views: {augmentation.views} views of {len(request.items)} images "
+                f"make {size >> 20} MiB of outputs; ask for fewer of either",
+                field="augmentation.views",
+            )
+
     def _views(
         self, data: bytes, digest: str, served: ServedModel, augmentation: Augmentation
     ) -> _Views:
@@ -112,10 +134,16 @@ def _checked(request: teacher_pb2.ClassifyRequest) -> Augmentation:
     return read_augmentation(request.augmentation)
 
 
+def _outputs(
+    request: teacher_pb2.ClassifyRequest,
+) -> set[teacher_pb2.ClassifyOutput.ValueType]:
+    return set(request.outputs) or {teacher_pb2.CLASSIFY_OUTPUT_LOGITS}
+
+
 def _answer(
     rows: Sequence[Row], served: ServedModel, request: teacher_pb2.ClassifyRequest
 ) -> teacher_pb2.Classification:
-    outputs = set(request.outputs) or {teacher_pb2.CLASSIFY_OUTPUT_LOGITS}
+    outputs = _outputs(request)
     answer = teacher_pb2.Classification()
     if teacher_pb2.CLASSIFY_OUTPUT_LOGITS in outputs:
         answer.logits.CopyFrom(to_message(np.stack([served.logits(row) for row in rows])))

@@ -171,6 +171,15 @@ def test_the_control_learns_from_labels_alone(run, blobs, data):
     assert soft.weights.digest != result.weights.digest
 
 
+def test_views_of_the_training_items_are_enough(run, blobs, data):
+    few = suite.make_data(blobs, only_train=True)
+    assert few.manifest == data.manifest
+    assert few.views != data.views
+    results = [run(suite.request(some, f"few-{n}")) for n, some in enumerate((few, data))]
+    assert results[0].weights.digest == results[1].weights.digest
+    assert report_of(blobs, results[0])["items"]["left_out"] == 0
+
+
 def test_equal_recipes_give_equal_weights_and_seeds_matter(run, data):
     made = [
         run(suite.request(data, f"equal-{n}", training=suite.training(max_steps=3, seed=seed)))
@@ -255,7 +264,7 @@ def test_bfloat16_trains_and_is_said(run, blobs, data):
 
 def test_a_loss_that_is_not_finite_ends_the_run(run, data):
     nan = {"architecture": "test_resnet", "weights": "tiny-nan", "input_size": 32}
-    with pytest.raises(Precondition, match="the loss is nan at step 1") as caught:
+    with pytest.raises(Precondition, match="the loss at step 1 is nan") as caught:
         run(suite.request(data, "nan", **nan, training=suite.training(checkpoint_steps=1)))
     assert caught.value.differences["loss"] == "nan"
 

@@ -17,11 +17,12 @@ from services.common.augmentation import Augmentation
 from services.common.blobs import BlobStore, digest_of
 from services.common.errors import InvalidInput
 from services.common.manifest import Item, Manifest
+from services.common.shards import unpack_rows
 from services.common.tensors import from_message
 from services.common.view_shards import unpack_views
 from services.gateway.jobs import records
 from services.gateway.jobs.job import Job
-from services.gateway.jobs.outputs import teacher_stage, view_stage
+from services.gateway.jobs.outputs import feature_stage, teacher_stage, view_stage
 from services.gateway.jobs.plans import TeacherPlan
 from services.gateway.jobs.shard_stage import run_shards
 from services.torch_common.augment import view_pixels
@@ -117,6 +118,19 @@ async def test_what_cannot_be_is_refused(tmp_path: Path, change, field: str) -> 
     assert caught.value.field == field
 
 
+async def test_an_answer_too_large_to_send_is_refused_before_the_work(tmp_path: Path) -> None:
+    large = message(Augmentation("strong", views=64))
+    many = [items_pb2.ImageInput(data=PHOTOS[0])] * 256
+    async with teacher(tmp_path, max_message_bytes=1 << 20) as servicer:
+        before = counted()
+        with pytest.raises(InvalidInput, match="64 views of 256 images make 3 MiB") as caught:
+            await servicer.Classify(
+                asked(items=many, augmentation=large, outputs=[LOGITS, FEATURES]), None
+            )
+        assert caught.value.field == "augmentation.views"
+        assert counted() == before
+
+
 async def test_one_pass_serves_every_job_with_the_same_views(tmp_path: Path) -> None:
     """Other policy, other number of views, other seed: other shards. The same: not one pass."""
     world = stories.make_tools(tmp_path)
@@ -126,6 +140,7 @@ async def test_one_pass_serves_every_job_with_the_same_views(tmp_path: Path) -> 
         job = Job(tools, row, records.spec_of(row))
         await job.progress.begin("teacher_views")
         await job.progress.begin("teacher_outputs")
+        await job.progress.begin("features")
         digests = [tools.blobs.put("default", data) for data in [*PHOTOS, b"broken"]]
         items = tuple(Item(f"{n}.jpg", d, "train", (0,)) for n, d in enumerate(digests))
         manifest = Manifest(CLASSES[::-1], False, items)
@@ -157,7 +172,12 @@ async def test_one_pass_serves_every_job_with_the_same_views(tmp_path: Path) -> 
         before = counted()
         vectors = await run_shards(job, view_stage(tools, plan, VIEWS, features=True), manifest)
         assert counted()[1] == before[1] + 18
-        await run_shards(job, teacher_stage(tools, plan), manifest)
+        plain = await run_shards(job, teacher_stage(tools, plan), manifest)
+        pooled = await run_shards(job, feature_stage(tools, plan), manifest)
+        for name, stored in (("logits", plain), ("features", pooled)):
+            # As before there were views: one row an image.
+            rows, valid = unpack_rows(name, [tools.blobs.get("default", *stored["digests"])])
+            assert (rows.ndim, valid.tolist()) == (2, [True] * 6 + [False])
         blobs = BlobStore(str(tmp_path / "blobs"))
         shards = [blobs.get("default", d) for d in vectors["digests"]]
         table = unpack_views(shards, VIEWS, 3)

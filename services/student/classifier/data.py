@@ -45,15 +45,21 @@ class ClassifierData:
 class ImageSource:
     """The manifest's photos, decoded from the blob store. Thread-safe."""
 
-    def __init__(self, blobs: BlobStore, project: str, labels: Labels) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        project: str,
+        labels: Labels,
+        limits: images.Limits = images.DEFAULT_LIMITS,
+    ) -> None:
         self.labels = labels
-        self._blobs, self._project = blobs, project
+        self._blobs, self._project, self._limits = blobs, project, limits
 
     def photo(self, row: int) -> Image.Image:
         """RGB, upright, at full size. Raises InvalidInput that names the item, NotFound."""
         data = self._blobs.get(self._project, self.labels.digests[row])
         try:
-            return images.decode(data)
+            return images.decode(data, self._limits)
         except images.ImageError as error:
             raise InvalidInput(
                 f"data.manifest: item {self.labels.item_ids[row]!r}: {error.message}",

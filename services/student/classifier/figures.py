@@ -70,9 +70,7 @@ def calibration_error(sure: Doubles, right: Doubles, weights: Doubles) -> float:
     return float(np.abs(gaps).sum() / spread.sum())
 
 
-def figures(
-    found: Predictions, teacher: Doubles | None = None
-) -> dict[str, dict[str, float] | dict[str, str | None]]:
+def figures(found: Predictions, teacher: Doubles | None = None) -> dict[str, dict[str, float]]:
     """Estimates by name; `teacher` are logits [n, K] to agree with. Raises Undefined for no items.
 
     One bootstrap for all, so that differences between students of the same items are paired.

@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from safetensors.torch import save
 from stillhouse.student.v1 import student_pb2
 
+from services.common import images
 from services.common.classifier_records import ClassifierRecord
 from services.common.errors import Unsupported
 from services.common.tensors import pack_arrays
@@ -37,7 +38,7 @@ from services.student.classifier.options import (
 )
 from services.student.classifier.plan import Plan
 from services.student.classifier.reports import Stored, make_report
-from services.student.classifier.training import fit
+from services.student.classifier.training import check_finite, fit
 from services.student.data import Doubles, Ints, read_manifest
 from services.student.head_recipe import put
 from services.student.recipes import Training
@@ -52,11 +53,13 @@ def train_classifier(
     options = read_options(recipe)
     training.progress("reading the data", 0, 0)
     labels = read_manifest(training.blobs, training.project, recipe.data.manifest)
-    source = ImageSource(training.blobs, training.project, labels)
+    around = training.surroundings
+    limits = images.Limits(around.max_image_bytes, around.max_image_pixels)
+    source = ImageSource(training.blobs, training.project, labels, limits)
     data = read_data(training, recipe, options.augmentation, source)
     training.progress("building the student", 0, 0)
     student = build_student(training, recipe, labels.classes, options.seed)
-    dtype = dtype_of(options.precision or training.surroundings.precision, _device(training).type)
+    dtype = dtype_of(options.precision or around.precision, around.device)
     progress = _fit(training, recipe, options, data, student, source, dtype)
     return _finish(training, recipe, data, student, source, progress, dtype)
 
@@ -75,9 +78,9 @@ def _fit(
     dtype: torch.dtype,
 ) -> Progress:
     """Train the student's module in place."""
-    images, device = len(data.train), _device(training)
-    views, steps = options.augmentation, options.steps(images)
-    plan = Plan(images, views.views, options.batch_images, options.seed)
+    count, device = len(data.train), _device(training)
+    views, steps = options.augmentation, options.steps(count)
+    plan = Plan(count, views.views, options.batch_images, options.seed)
     preprocessing = student.preprocessing
     matched = 0
     if options.feature_weight and data.views is not None and data.views.features is not None:
@@ -130,7 +133,7 @@ def _finish(
 def _logits(
     training: Training, source: ImageSource, student: StudentNetwork, rows: Ints, split: str
 ) -> Doubles:
-    return logits_of(
+    logits = logits_of(
         student.module,
         source,
         rows,
@@ -138,6 +141,8 @@ def _logits(
         _device(training),
         told=lambda done, total: training.progress(f"measuring on {split}", done, total),
     )
+    check_finite(float(logits.sum()), f"the sum of the logits on {split}")
+    return logits
 
 
 def _store_onnx(

@@ -147,11 +147,7 @@ class _ClassifierTrainer(Trainer):  # type: ignore[misc]
 
     def _point(self, step: int) -> Point:
         losses, images, seconds = self._since.take()
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise Precondition(
-                f"the loss is {losses['loss']} at step {step}; use a lower learning_rate",
-                differences={name: str(value) for name, value in losses.items()},
-            )
+        check_finite(losses["loss"], f"the loss at step {step}")
         self.progress.images += images
         self.progress.seconds += seconds
         speed = images / max(seconds, 1e-9)
@@ -163,6 +159,7 @@ class _ClassifierTrainer(Trainer):  # type: ignore[misc]
         self.trained.eval()
         found = self.course.heldout(self.trained.student)
         self._since.restart()
+        check_finite(found.cross_entropy, f"the cross-entropy on val after step {point['step']:g}")
         point["heldout_accuracy"] = found.accuracy
         point["heldout_cross_entropy"] = found.cross_entropy
         if self.progress.note(found, self.options.patience) and self.options.patience:
@@ -193,6 +190,14 @@ class _ClassifierTrainer(Trainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(range(self.course.steps))
+
+
+def check_finite(value: float, what: str) -> None:
+    """Raise Precondition where training has gone astray."""
+    if not math.isfinite(value):
+        raise Precondition(
+            f"{what} is {value}; use a lower learning_rate", differences={"loss": str(value)}
+        )
 
 
 class _AfterStep(TrainerCallback):  # type: ignore[misc]
