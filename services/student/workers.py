@@ -26,6 +26,8 @@ LOST = 255
 PRELOADED = "services.student.preloaded"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_FORK_SAFE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Whether there is a GPU is asked without CUDA, which a forked process could not use afterwards."""
 _PR_SET_PDEATHSIG = 1
 _ORPHANED = 70
 _LOCK = threading.Lock()
@@ -69,7 +71,8 @@ class Worker:
 
 def prepare(threads: int) -> None:
     """Let the fork server load the libraries, in the background. Thread-safe, returns at once."""
-    with _LOCK, _threads_in_environment(threads):
+    numbers = dict.fromkeys(_THREADS, str(threads))
+    with _LOCK, _environment(numbers | _FORK_SAFE):
         _CONTEXT.set_forkserver_preload([PRELOADED])
         forkserver.ensure_running()
 
@@ -97,10 +100,10 @@ def _start(process: ForkServerProcess) -> None:
 
 
 @contextlib.contextmanager
-def _threads_in_environment(threads: int) -> Iterator[None]:
-    """Numerical libraries read their numbers of threads when the fork server imports them."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for the fork server, whose libraries read them when it imports them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:

@@ -396,6 +396,8 @@ async def test_knowledge_moves_with_its_ablations(lab: Lab) -> None:
     assert [r.discard_model for r in recipes] == [False] + [True] * (len(recipes) - 1)
     assert len({r.training.max_steps for r in recipes}) == 1
     assert {r.training.seed for r in recipes} == {0, 1}
+    fit = next(one for one in job["stages"] if one["stage"] == "fit")
+    assert int(fit["total"]) == len(recipes) * recipes[0].training.max_steps
     assert sum(r.evaluate_only for r in lab.student.recipes) == 3
     page = (await lab.world.http.get(f"/v1/{name}/samples?page_size=7")).json()
     assert len(page["samples"]) == 7

@@ -50,6 +50,22 @@ async def test_an_event_says_what_is_done_how_fast_and_what_is_left(
     assert event.eta_s == 40
 
 
+async def test_steps_of_equal_length_tell_what_is_left(
+    tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_EVENT_S", 0.0)
+    row = create(tools)
+    progress = Progress(tools.store, tools.feed, row.pk, [])
+    progress.expect({"fit": 4000.0})
+    await progress.begin("fit")
+    await progress.update("fit", done=1, total=10, unit="steps")
+    assert progress.left_s() > 3000
+    await asyncio.sleep(0.2)
+    await progress.update("fit", done=1, total=10, unit="steps", even=True)
+    assert 1.7 < progress.left_s() < 100
+    assert " steps/s, " in messages(tools, row.pk)[-1]
+
+
 async def test_a_counter_does_not_flood_the_watchers(tools: Tools) -> None:
     row = create(tools)
     progress = Progress(tools.store, tools.feed, row.pk, [])

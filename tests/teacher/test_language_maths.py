@@ -62,30 +62,42 @@ def test_a_model_that_scales_its_logits_otherwise_is_refused(
 
 
 def test_draws_follow_the_softmax() -> None:
-    """Chi-square over all ids: counts over draws is an unbiased estimate of the distribution."""
-    p = skewed(3, 700)
-    draws = 4000
-    kept = draw(p, draws, np.random.default_rng(1))
-    counts = np.zeros((3, 700))
-    counts[kept.row, kept.ids] = kept.values
-    assert (counts.sum(1) == draws).all()
-    for row in range(3):
-        order = np.argsort(-p[row].numpy())
-        expected, seen = draws * p[row].double().numpy()[order], counts[row][order]
-        cells = np.searchsorted(np.cumsum(expected), np.arange(20, draws, 20))  # about 20 a cell
-        edges = np.unique(np.concatenate([[0], cells]))
-        expected, seen = np.add.reduceat(expected, edges), np.add.reduceat(seen, edges)
+    """Chi-square over all ids of the joined counts of many draws, each too few to show them all."""
+    draws, repeats = 7, 4000
+    for seed in range(3):
+        p = skewed(1, 700, seed)
+        kept = draw(p.expand(repeats, -1), draws, np.random.default_rng(seed))
+        seen = np.bincount(kept.ids, kept.values, minlength=700)
+        assert seen.sum() == draws * repeats
+        expected = draws * repeats * p[0].double().numpy()
+        order = np.argsort(-expected)
+        cells = np.searchsorted(np.cumsum(expected[order]), np.arange(20, draws * repeats, 20))
+        edges = np.unique(np.concatenate([[0], cells]))  # about 20 a cell
+        expected = np.add.reduceat(expected[order], edges)
+        seen = np.add.reduceat(seen[order], edges)
         _, probability = stats.chisquare(seen, expected * seen.sum() / expected.sum())
         assert probability > 1e-3
 
 
+def test_a_count_is_its_expectation_rounded_up_or_down() -> None:
+    p = skewed(40, 5_000, 1)
+    for draws in (8, 33, 400):
+        counts = np.zeros(p.shape)
+        kept = draw(p, draws, np.random.default_rng(draws))
+        counts[kept.row, kept.ids] = kept.values
+        assert (counts.sum(1) == draws).all()
+        assert np.abs(counts - draws * p.double().numpy()).max() < 1 + 1e-4
+
+
 def test_the_mean_of_many_small_draws_is_the_softmax() -> None:
-    """Few draws too: the mean of the estimates lies within 5 standard errors of every id."""
+    """The mean of the estimates lies within 5 standard errors of every id, which are those of a
+    count that is rounded up with the probability of its fraction."""
     p, repeats, draws = skewed(1, 50, 2), 4000, 7
     kept = draw(p.expand(repeats, -1), draws, np.random.default_rng(3))
     mean = np.bincount(kept.ids, kept.values, minlength=50) / (repeats * draws)
     exact = p[0].double().numpy()
-    error = np.sqrt(exact * (1 - exact) / (repeats * draws))
+    fraction = draws * exact % 1
+    error = np.sqrt(fraction * (1 - fraction) / repeats) / draws
     assert (np.abs(mean - exact) / error).max() < 5
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
@@ -15,7 +14,7 @@ import typer
 from stillhouse_client import demo_report
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import demo_tuneshift, output
-from stillhouse_client.commands.demo_suite import gateway, showing
+from stillhouse_client.commands.demo_suite import finish, gateway, showing
 from stillhouse_client.commands.session import DataDir, Json, Project
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
 from stillhouse_client.demo import Demo, Plan
@@ -56,7 +55,7 @@ def demo(
     started_s = time.monotonic()
     config = make_config(data_dir, max(port, 0), redis_url, database_url)
     plan = Plan(images, f"r{int(time.time())}" if fresh else "")
-    report, files = asyncio.run(_run(config, plan, project, started_s))
+    report, files = finish(_run(config, plan, project, started_s), fresh=fresh)
     if as_json:
         output.print_json(report)
         return

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, TypeVar
 
+import typer
 from stillhouse.gateway.v1 import jobs_pb2
 
 from stillhouse_client.commands import output
+from stillhouse_client.commands.session import EXIT_INTERRUPTED
 from stillhouse_client.commands.watching import JobBars
 from stillhouse_client.demo import Say, ShowJob
 from stillhouse_client.suite import state
 from stillhouse_client.suite.config import SuiteConfig
 from stillhouse_client.suite.supervisor import Suite
+
+T = TypeVar("T")
+
+
+def finish(work: Coroutine[Any, Any, T], *, fresh: bool = False) -> T:
+    """Run a demo to its end. After Ctrl-C, say how to go on, and exit."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        kept = "interrupted; nothing is lost: the same command goes on from here"
+        output.note("interrupted" if fresh else kept)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @contextlib.asynccontextmanager

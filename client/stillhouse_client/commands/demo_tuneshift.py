@@ -14,7 +14,7 @@ import typer
 from stillhouse_client import tuneshift_summary
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import output
-from stillhouse_client.commands.demo_suite import gateway, showing
+from stillhouse_client.commands.demo_suite import finish, gateway, showing
 from stillhouse_client.commands.session import DataDir, Json, Project
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
 from stillhouse_client.names import DEFAULT_PROJECT
@@ -53,7 +53,9 @@ def tuneshift(
     started_s = time.monotonic()
     config = make_config(data_dir, max(port, 0), redis_url, database_url)
     config = replace(config, services=("teacher", "student", "gateway"))
-    summary, files = asyncio.run(_run(config, _plan(quick, seeds, fresh), project, started_s))
+    summary, files = finish(
+        _run(config, _plan(quick, seeds, fresh), project, started_s), fresh=fresh
+    )
     if as_json:
         output.print_json(summary)
         return

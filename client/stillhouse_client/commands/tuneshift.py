@@ -113,7 +113,11 @@ def tuneshift(
     target: Annotated[str, typer.Option(help="Model to carry the knowledge into.")],
     seeds: Annotated[
         Path,
-        typer.Option(exists=True, dir_okay=False, help="A few prompts of the domain, one a line."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="A few prompts of the domain, one a line; in double quotes as JSON.",
+        ),
     ],
     pool: RoundFlags,
     chosen: FilterFlags,

@@ -30,7 +30,7 @@ _ORDER = (
 )
 """Stages as people read them; those that run side by side may start in either order."""
 _TIMED_UNITS = ("images", "records", "answers")
-"""Units of equal cost, from which a speed follows; the steps of a fit are not."""
+"""Units of equal cost, from which a speed follows; the steps of a fit are where it says so."""
 _EVENT_S = 0.5
 """Shortest time between two events that only move a counter."""
 
@@ -65,6 +65,7 @@ class Progress:
         self._stages = {one["stage"]: Stage(**one) for one in stages}
         self._clocks: dict[str, _Clock] = {}
         self._expected_s: dict[str, float] = {}
+        self._even: set[str] = set()
         self._sent_s = 0.0
         self._lock = asyncio.Lock()
 
@@ -89,12 +90,16 @@ class Progress:
         cache_hits: int = 0,
         detail: str = "",
         curve: records.Curve | None = None,
+        even: bool = False,
     ) -> None:
         """Set a stage's counters; an event follows unless one was sent just before.
 
-        New points of a learning curve are always sent.
+        `even` says that its units take equally long, whatever they are. New points of a learning
+        curve are always sent.
         """
         stage = self._stages[name]
+        if even:
+            self._even.add(name)
         stage.done, stage.total, stage.unit, stage.cache_hits = done, total, unit, cache_hits
         if curve is not None or time.monotonic() - self._sent_s >= _EVENT_S:
             await self._send(lambda: self._sentence(stage, detail), curve=curve)
@@ -129,7 +134,8 @@ class Progress:
     def _rate(self, stage: Stage) -> float:
         clock = self._clocks.get(stage.stage)
         worked = stage.done - stage.cache_hits
-        if clock is None or worked <= 0 or stage.unit not in _TIMED_UNITS:
+        timed = stage.unit in _TIMED_UNITS or stage.stage in self._even
+        if clock is None or worked <= 0 or not timed:
             return 0.0
         return worked / max(time.monotonic() - clock.started_s, 1e-3)
 
@@ -140,7 +146,7 @@ class Progress:
             parts.append(detail)
         rate = self._rate(stage)
         if rate > 0:
-            parts.append(f"{rate:.0f} {stage.unit}/s")
+            parts.append(f"{_speed(rate)} {stage.unit}/s")
         if rate > 0 and stage.done < stage.total:
             parts.append(f"{self._stage_left_s(stage):.0f} s left")
         return ", ".join(parts)
@@ -165,3 +171,7 @@ class Progress:
                 **ending,
             )
         self._feed.ring()
+
+
+def _speed(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -24,7 +24,19 @@ from services.gateway.jobs.plans import Trained
 from services.gateway.keys import stage_ref
 
 
-async def train(job: Job, request: student_pb2.TrainRequest, *, run: str = "") -> Trained:
+@dataclass(frozen=True)
+class Place:
+    """Which of a stage's runs a run is, where all take equally many steps."""
+
+    index: int
+    count: int
+    steps: int
+    """Of one run."""
+
+
+async def train(
+    job: Job, request: student_pb2.TrainRequest, *, run: str = "", place: Place | None = None
+) -> Trained:
     """Run a recipe to its end, or find what it made before. Raises what the run failed with.
 
     The run's id comes from the job and the recipe, so whoever asks again attaches to it. `run`
@@ -40,20 +52,21 @@ async def train(job: Job, request: student_pb2.TrainRequest, *, run: str = "") -
     request.project = job.project
     request.run_id = f"{job.job_id}-{digest[:32]}"
     await job.note(run_id=request.run_id)
-    result = await _follow(job, request, run)
+    result = await _follow(job, request, run, place)
     trained = Trained(blobs=_digests(result))
     data = json.dumps(trained, sort_keys=True).encode()
     await asyncio.to_thread(job.tools.blobs.put_ref, job.project, ref, data)
     return trained
 
 
-async def _follow(job: Job, request: student_pb2.TrainRequest, run: str) -> student_pb2.TrainResult:
+async def _follow(
+    job: Job, request: student_pb2.TrainRequest, run: str, place: Place | None
+) -> student_pb2.TrainResult:
     """Follow the run's events; a stream that breaks is taken up after the last event seen.
 
     Gives up only where nothing at all came for `give_up_s`.
     """
-
-    steps = _Steps()
+    steps = _Steps(total=place.steps if place else 0, even=request.HasField("language"))
 
     async def attempt() -> student_pb2.TrainResult:
         try:
@@ -64,7 +77,7 @@ async def _follow(job: Job, request: student_pb2.TrainRequest, run: str) -> stud
                     return event.result
                 if kind == "error":
                     raise from_status(event.error)
-                await _tell(job, event.progress, run, steps)
+                await _tell(job, event.progress, run, steps, place)
         except grpc.aio.AioRpcError as error:
             raise to_error(error) from None
         raise PeerUnavailable("the stream of the training run ended early")
@@ -84,9 +97,17 @@ class _Steps:
 
     done: int = 0
     total: int = 0
+    even: bool = False
+    """Whether its steps take equally long."""
 
 
-async def _tell(job: Job, progress: student_pb2.TrainProgress, run: str, steps: _Steps) -> None:
+async def _tell(
+    job: Job,
+    progress: student_pb2.TrainProgress,
+    run: str,
+    steps: _Steps,
+    place: Place | None,
+) -> None:
     if progress.total:
         steps.done, steps.total = progress.done, progress.total
     curve = None
@@ -94,11 +115,12 @@ async def _tell(job: Job, progress: student_pb2.TrainProgress, run: str, steps: 
         curve = records.Curve(dict(progress.metrics), progress.done, run)
     await job.progress.update(
         "fit",
-        done=steps.done,
-        total=steps.total,
+        done=steps.done + (place.index * place.steps if place else 0),
+        total=place.count * place.steps if place else steps.total,
         unit="steps",
         detail=f"{run}: {progress.stage}" if run else progress.stage,
         curve=curve,
+        even=steps.even,
     )
 
 

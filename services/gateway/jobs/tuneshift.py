@@ -36,7 +36,7 @@ from services.gateway.jobs.text_data import (
     shards_of,
     store_records,
 )
-from services.gateway.jobs.training import train
+from services.gateway.jobs.training import Place, train
 from services.gateway.jobs.tuneshift_arms import Arm, build_arms, steps_of, to_records
 from services.gateway.jobs.tuneshift_checks import check_tuneshift_job, tuneshift_names
 from services.gateway.jobs.tuneshift_figures import Sample, coverage
@@ -115,12 +115,15 @@ async def fit(job: Job, plan: TuneShiftPlan, made: Made) -> Fitted:
     references = await _references(job, plan, measured)
     runs: list[Run] = []
     model: Trained | None = None
+    count = sum(len(arm.examples) for arm in arms)
     for arm in arms:
         for number in range(len(arm.examples)):
             recipe = await arm_recipe(job, plan, arm, number, steps, measured, replay)
             recipe.discard_model = model is not None
             label = f"{arm.name}/{number}" if len(arms) * len(arm.examples) > 1 else ""
-            trained = await train(job, student_pb2.TrainRequest(language=recipe), run=label)
+            request = student_pb2.TrainRequest(language=recipe)
+            place = Place(len(runs), count, steps)
+            trained = await train(job, request, run=label, place=place)
             model = model or trained
             runs.append(
                 Run(

@@ -1,11 +1,15 @@
 """Sparse targets of a sequence: unbiased draws from the teacher's softmax, or its most probable
 ids.
 
-Random sampling KD (arXiv 2503.16870): ids are drawn with replacement from the softmax; counts over
-draws is an unbiased estimate of it, whatever the number of draws, as long as that number does not
-depend on what was drawn. It is therefore chosen from the distributions alone: the largest number
-whose expected bytes fit the budget, where N draws of probabilities p store
-E[U] = sum over ids of 1 - (1 - p)^N unique ids.
+Random sampling KD (arXiv 2503.16870): ids are drawn from the softmax; counts over draws is an
+unbiased estimate of it, whatever the number of draws, as long as that number does not depend on
+what was drawn. It is therefore chosen from the distributions alone: the largest number whose
+expected bytes fit the budget.
+
+The paper draws independently. Here the N draws of a token are systematic, as survey sampling calls
+it: points at equal distances in the running sum, from one random offset. Each count is then N p
+rounded up or down, N p in expectation, with a variance of at most 1/4 where independent draws have
+N p (1 - p). They store E[U] = sum over ids of min(1, N p) unique ids.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ _ID_BOUNDS = (1 << 7, 1 << 14, 1 << 21)
 _BIN_SHIFT = 20
 _BINS = 127 << 3 | 1  # up to 1.0, whose exponent is 127
 _EDGES = (np.arange(_BINS + 1, dtype=np.int32) << _BIN_SHIFT).view(np.float32).astype(np.float64)
-_MIDDLES = np.minimum((_EDGES[:-1] + _EDGES[1:]) / 2, 1 - 1e-7)
+_MIDDLES = np.minimum((_EDGES[:-1] + _EDGES[1:]) / 2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class SizeModel:
 
     def expected(self, draws: int) -> float:
         """Bytes per row."""
-        there = -np.expm1(draws * np.log1p(-self._p))
+        there = np.minimum(1.0, draws * self._p)
         count_bytes = 1 + (draws * self._p >= 128)
         stored = float((self._count * there * (self._id_bytes + count_bytes)).sum())
         return 1.0 + stored / max(self._rows, 1)  # one byte says how many ids follow
@@ -96,7 +100,7 @@ def seeded(seed: int, digest: bytes) -> np.random.Generator:
 
 
 def draw(probabilities: Tensor, draws: int, random: np.random.Generator) -> Kept:
-    """Draw `draws` ids per row with replacement; values are counts, int64.
+    """Draw `draws` ids per row, systematically; values are counts, int64.
 
     `probabilities` float32 [rows, vocabulary]. Inversion in two steps: first a block of ids by the
     blocks' sums, then the id within it, so that running sums (in float64, or the last ids of a
@@ -105,10 +109,11 @@ def draw(probabilities: Tensor, draws: int, random: np.random.Generator) -> Kept
     rows, vocab = probabilities.shape
     blocks = functional.pad(probabilities, (0, -vocab % _BLOCK)).view(rows, -1, _BLOCK)
     sums = blocks.sum(-1).double().cumsum(1)
-    uniform = torch.from_numpy(random.random((rows, draws))).to(sums.device) * sums[:, -1:]
+    offsets = (random.random((rows, 1)) + np.arange(draws)) / draws
+    points = torch.from_numpy(offsets).to(sums.device) * sums[:, -1:]
     step = max(1, _DRAWS_AT_ONCE // draws)
     parts = [
-        _within(blocks[at : at + step], sums[at : at + step], uniform[at : at + step])
+        _within(blocks[at : at + step], sums[at : at + step], points[at : at + step])
         for at in range(0, rows, step)
     ]
     ids = torch.cat(parts).clamp_max_(vocab - 1)
