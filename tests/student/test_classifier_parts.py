@@ -13,9 +13,10 @@ from stillhouse.student.v1 import student_pb2
 from services.common.augmentation import Augmentation
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
+from services.common.predictions import Predictions, calibration_gaps
 from services.student.classifier.course import HeldOut, Progress
 from services.student.classifier.data import ImageSource, normalised
-from services.student.classifier.figures import Predictions, calibration_error, figures
+from services.student.classifier.figures import calibration_error, figures
 from services.student.classifier.options import check_classifier, read_options
 from services.student.classifier.plan import Plan
 from services.student.classifier.prefetch import Prefetch
@@ -93,10 +94,12 @@ def test_calibration_error_equals_a_loop() -> None:
         if total:
             gap = (weights[inside] * (right - sure)[inside, 0]).sum() / total
             expected += total / weights.sum() * abs(gap)
-    assert calibration_error(sure, right, weights) == pytest.approx(expected)
+    assert calibration_error(calibration_gaps(sure, right), weights) == pytest.approx(expected)
     always = np.full((100, 1), 0.8)
     held = np.concatenate([np.ones((80, 1)), np.zeros((20, 1))])
-    assert calibration_error(always, held, np.ones(100)) == pytest.approx(0, abs=1e-12)
+    assert calibration_error(calibration_gaps(always, held), np.ones(100)) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

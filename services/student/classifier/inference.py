@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from services.common.predictions import Predictions
 from services.student.classifier.course import HeldOut
 from services.student.classifier.data import ClassifierData, ImageSource, Pixels, normalised
-from services.student.classifier.figures import Predictions
 from services.student.classifier.prefetch import Prefetch
 from services.student.data import Doubles, Ints
 from services.torch_common.preprocess import Preprocessing
