@@ -7,6 +7,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from services.common.errors import InvalidInput
 from services.common.sandbox import Sandbox
 from services.gateway.jobs.checks import check_concept_spec, check_head_spec
+from services.gateway.jobs.classifier_specs import check_classifier_spec
 from services.gateway.jobs.language_specs import check_language_spec
 from services.gateway.jobs.tuneshift_specs import check_tuneshift_spec
 
@@ -23,7 +24,10 @@ def check_spec(project: str, job: pb.DistillationJob, *, sandbox: Sandbox | None
         check_language_spec(project, job.language, sandbox=sandbox)
     elif kind == "tuneshift":
         check_tuneshift_spec(project, job.tuneshift, sandbox=sandbox)
+    elif kind == "classifier":
+        check_classifier_spec(project, job.classifier)
     else:
         raise InvalidInput(
-            "job: one of concept, teacher_head, language, tuneshift is required", field="job.spec"
+            "job: one of concept, teacher_head, language, tuneshift, classifier is required",
+            field="job.spec",
         )

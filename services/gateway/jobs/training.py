@@ -66,7 +66,10 @@ async def _follow(
 
     Gives up only where nothing at all came for `give_up_s`.
     """
-    steps = _Steps(total=place.steps if place else 0, even=request.HasField("language"))
+    steps = _Steps(
+        total=place.steps if place else 0,
+        even=request.WhichOneof("recipe") in ("language", "classifier"),
+    )
 
     async def attempt() -> student_pb2.TrainResult:
         try:
