@@ -1,4 +1,7 @@
-"""The JSON report of a language or tuneshift job as rows and series; missing parts stay out."""
+"""The JSON report of a language, tuneshift or classifier job as rows and series.
+
+Missing parts stay out.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from stillhouse_client.client import AsyncClient
 
 Figure = dict[str, Any]
 """`{"value", "low", "high"}` with a 95 % interval, or `{"value": null, "reason"}`."""
-KINDS = ("language", "tuneshift")
+KINDS = ("language", "tuneshift", "classifier")
 OWN_ARM = "tuneshift"
+_BY_ARM = ("accuracy", "negative_log_likelihood", "expected_calibration_error", "agreement")
+"""Metrics that the report of a classifier job has by arm."""
 _METRICS = {
     "cross_entropy": "cross-entropy (nats a token)",
     "kl_to_teacher": "KL to the teacher",
@@ -23,6 +28,9 @@ _METRICS = {
     "choice_accuracy": "right choices",
     "choice_accuracy_sum": "right choices (summed)",
     "task_accuracy": "right answers",
+    "negative_log_likelihood": "negative log-likelihood (nats)",
+    "expected_calibration_error": "calibration error",
+    "agreement": "agrees with the teacher",
 }
 _ARMS = {
     OWN_ARM: "the job's examples",
@@ -30,6 +38,9 @@ _ARMS = {
     "random_filter": "random filter",
     "seeds_only": "seeds only",
     "style": "style model's examples",
+    "soft_hard": "teacher and labels",
+    "alone": "labels alone",
+    "soft": "teacher alone",
 }
 
 
@@ -78,7 +89,7 @@ class Histogram:
 
 
 async def read(client: AsyncClient, job: pb.DistillationJob) -> dict[str, Any] | None:
-    """Return the report of a language or tuneshift job; None where there is none."""
+    """Return the report of a language, tuneshift or classifier job; None where there is none."""
     if job.WhichOneof("spec") not in KINDS or not job.report.digest:
         return None
     found = json.loads(await client.blobs.read(job.report.digest))
@@ -97,6 +108,8 @@ def measures(report: dict[str, Any]) -> list[Measure]:
 
 def arms(report: dict[str, Any]) -> list[Arm]:
     """Return the target before training, the job's arms, then the models it was made from."""
+    if report.get("kind") == "classifier":
+        return _classifier_arms(report)
     found = []
     if before := _figures(report.get("before")):
         found.append(Arm("target before", None, None, before, {}))
@@ -118,6 +131,11 @@ def arms(report: dict[str, Any]) -> list[Arm]:
 def paired(report: dict[str, Any]) -> dict[str, Figure]:
     """Return by metric how much the filter's examples gave beyond the random filter's, paired."""
     return _figures(report.get("paired_random"))
+
+
+def paired_alone(report: dict[str, Any]) -> dict[str, Figure]:
+    """Return by metric how much teacher and labels gave beyond labels alone, paired."""
+    return _figures(report.get("paired_alone"))
 
 
 def coverage(report: dict[str, Any]) -> tuple[int, int] | None:
@@ -198,6 +216,22 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _classifier_arms(report: dict[str, Any]) -> list[Arm]:
+    """Return the teacher, then the job's arms, its own first."""
+    by_metric = {metric: _figures(report.get(metric)) for metric in _BY_ARM}
+    names = ["teacher", *(str(one.get("arm", "?")) for one in _dicts(report.get("arms")))]
+    return [
+        Arm(
+            arm_name(name),
+            None,
+            None,
+            {metric: found[name] for metric, found in by_metric.items() if name in found},
+            {},
+        )
+        for name in names
+    ]
 
 
 def _figures(raw: Any) -> dict[str, Figure]:

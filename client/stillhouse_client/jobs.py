@@ -22,7 +22,13 @@ from stillhouse_client.errors import (
 from stillhouse_client.pages import PAGE_SIZE, collect
 from stillhouse_client.transport import Transport, new_request_id
 
-Spec = pb.ConceptJobSpec | pb.TeacherHeadJobSpec | pb.LanguageJobSpec | pb.TuneShiftJobSpec
+Spec = (
+    pb.ConceptJobSpec
+    | pb.TeacherHeadJobSpec
+    | pb.LanguageJobSpec
+    | pb.TuneShiftJobSpec
+    | pb.ClassifierJobSpec
+)
 """What a job is to do, one message per kind."""
 FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 _WATCH_S = 600.0
@@ -186,4 +192,6 @@ def _job(spec: Spec) -> pb.DistillationJob:
         return pb.DistillationJob(language=spec)
     if isinstance(spec, pb.TuneShiftJobSpec):
         return pb.DistillationJob(tuneshift=spec)
+    if isinstance(spec, pb.ClassifierJobSpec):
+        return pb.DistillationJob(classifier=spec)
     return pb.DistillationJob(teacher_head=spec)

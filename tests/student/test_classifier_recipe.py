@@ -108,6 +108,7 @@ def test_a_student_learns_from_teacher_and_labels(run, blobs, data):
     assert report["size"]["weights_bytes"] == result.weights.size_bytes
     assert report["size"]["onnx_bytes"] == result.onnx.size_bytes > 0
     assert report["latency"]["median_ms"] > 0
+    assert report["latency"]["onnx_median_ms"] > 0
     assert report["items"] == {"left_out": 0, "train": 36, "val": 12, "test": 12}
     assert report["images"] == 40 * 8
     told = [e.progress for e in run.events if e.progress.metrics]

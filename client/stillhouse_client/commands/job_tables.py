@@ -55,7 +55,10 @@ def print_review(name: str) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the tables of a language or tuneshift job's report."""
+    """Print the tables of a language, tuneshift or classifier job's report."""
+    if report.get("kind") == "classifier":
+        _print_classifier(report)
+        return
     if "arms" in report:
         _print_arms(report)
         _print_paired(report)
@@ -97,6 +100,8 @@ def source_of(job: pb.DistillationJob) -> str:
         teacher = names.last(job.language.teacher)
         dataset = names.last(job.language.dataset)
         return f"{dataset}, {teacher}" if teacher else dataset
+    if kind == "classifier":
+        return f"{names.last(job.classifier.dataset)}, {names.last(job.classifier.teacher)}"
     spec = job.concept if kind == "concept" else job.teacher_head
     return names.last(spec.dataset)
 
@@ -116,6 +121,26 @@ def _print_arms(report: dict[str, Any]) -> None:
     columns = [f"#{job_report.metric_name(metric)}" for metric in metrics]
     if rows:
         output.table(["trained on", "#examples", "#tokens", *columns], rows)
+
+
+def _print_classifier(report: dict[str, Any]) -> None:
+    arms = job_report.arms(report)
+    metrics = job_report.metrics_of(arms)
+    columns = [f"#{job_report.metric_name(metric)}" for metric in metrics]
+    rows = [(arm.name, *(_figure(arm.metrics.get(metric)) for metric in metrics)) for arm in arms]
+    output.table(["learned from", *columns], rows)
+    for metric, figure in job_report.paired_alone(report).items():
+        name = job_report.metric_name(metric)
+        output.say(f"teacher and labels beyond labels alone, paired  {name}: {_figure(figure)}")
+    size, latency = report.get("size") or {}, report.get("latency") or {}
+    output.pairs(
+        [
+            ("parameters", _number(size.get("parameters"))),
+            ("weights", output.size(int(job_report.number(size.get("weights_bytes")) or 0))),
+            ("one image", _milliseconds(latency.get("median_ms"))),
+            ("one image, ONNX", _milliseconds(latency.get("onnx_median_ms"))),
+        ]
+    )
 
 
 def _print_paired(report: dict[str, Any]) -> None:
@@ -157,6 +182,11 @@ def _figure(figure: job_report.Figure | None) -> str:
 def _share(counts: tuple[int, int]) -> str:
     kept, asked = counts
     return f"{kept} of {asked}" if asked else "-"
+
+
+def _milliseconds(value: Any) -> str:
+    found = job_report.number(value)
+    return "-" if found is None else f"{found:.2f} ms"
 
 
 def _number(count: Any) -> str:

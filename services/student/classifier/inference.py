@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from services.common.predictions import Predictions
 from services.student.classifier.course import HeldOut
@@ -20,6 +20,11 @@ BATCH = 64
 HELDOUT_IMAGES = 512
 """Images measured during training, and kept decoded; all of `val` is measured at the end."""
 _WARMUP, _TIMED = 5, 40
+
+
+def median_ms(work: Callable[[], object]) -> float:
+    """Median milliseconds of what is done again and again."""
+    return float(np.median([_timed(work) for _ in range(_WARMUP + _TIMED)][_WARMUP:]))
 
 
 @torch.inference_mode()
@@ -77,11 +82,10 @@ def held_out(
 def latency_ms(module: nn.Module, size_px: int, device: torch.device) -> float:
     """Median milliseconds of one image alone, preprocessing excluded; `module` is in eval mode."""
     image = torch.zeros(1, 3, size_px, size_px, device=device)
-    spent = [_timed(module, image) for _ in range(_WARMUP + _TIMED)]
-    return float(np.median(spent[_WARMUP:]))
+    return median_ms(lambda: module(image).cpu())  # which waits for the device
 
 
-def _timed(module: nn.Module, image: Tensor) -> float:
+def _timed(work: Callable[[], object]) -> float:
     started_s = time.perf_counter()
-    module(image).cpu()  # which waits for the device
+    work()
     return (time.perf_counter() - started_s) * 1000

@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from services.common.errors import Unsupported
+from services.student.classifier.inference import median_ms
 from services.torch_common.preprocess import Preprocessing
 
 OPSET = 17
@@ -121,6 +122,19 @@ def _clear_docs(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _clear_docs(attribute.g)
+
+
+def onnx_latency_ms(data: bytes, size_px: int, threads: int) -> float | None:
+    """Median milliseconds of one image alone on the CPU; None where onnxruntime is not there."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    image = {"image": np.zeros((1, size_px, size_px, 3), np.uint8)}
+    return median_ms(lambda: session.run(["logits"], image))
 
 
 def _run(model: onnx.ModelProto, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:

@@ -30,7 +30,7 @@ from services.student.classifier.data import (
 )
 from services.student.classifier.inference import held_out, logits_of
 from services.student.classifier.networks import StudentNetwork, Trained, build_student
-from services.student.classifier.onnx_export import export_classifier
+from services.student.classifier.onnx_export import export_classifier, onnx_latency_ms
 from services.student.classifier.options import (
     ClassifierOptions,
     check_classifier,
@@ -163,7 +163,8 @@ def _store_onnx(
     except Unsupported as error:
         return Stored(size, no_onnx=error.message)
     result.onnx.CopyFrom(put(training.blobs, training.project, written))
-    return Stored(size, onnx_bytes=len(written))
+    latency = onnx_latency_ms(written, student.input.size_px, torch.get_num_threads())
+    return Stored(size, onnx_bytes=len(written), onnx_ms=latency)
 
 
 def _pack_predictions(data: ClassifierData, logits: Doubles) -> bytes:

@@ -22,6 +22,8 @@ class Stored:
 
     weights_bytes: int
     onnx_bytes: int = 0
+    onnx_ms: float | None = None
+    """Median of one image alone by onnxruntime on the CPU; None where it was not run."""
     no_onnx: str = ""
     """Why there is no ONNX file."""
 
@@ -46,6 +48,7 @@ def make_report(
         },
         "latency": {
             "median_ms": latency_ms(student.module, student.input.size_px, device),
+            "onnx_median_ms": stored.onnx_ms,
             "batch": 1,
             "threads": torch.get_num_threads(),
             "device": str(device),
