@@ -219,13 +219,14 @@ def number(value: Any) -> float | None:
 
 
 def _classifier_arms(report: dict[str, Any]) -> list[Arm]:
-    """Return the teacher, then the job's arms, its own first."""
+    """Return the teacher, then the job's arms, its own first; `examples` are training images."""
+    images = _count((report.get("items") or {}).get("train"))
     by_metric = {metric: _figures(report.get(metric)) for metric in _BY_ARM}
     names = ["teacher", *(str(one.get("arm", "?")) for one in _dicts(report.get("arms")))]
     return [
         Arm(
             arm_name(name),
-            None,
+            None if name == "teacher" else images,
             None,
             {metric: found[name] for metric, found in by_metric.items() if name in found},
             {},

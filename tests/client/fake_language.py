@@ -86,6 +86,7 @@ def classifier_report() -> dict[str, Any]:
         "agreement": {who: estimate(0.85) for who in ("soft_hard", "alone", "soft")},
         "paired_alone": {"accuracy": {"value": 0.1, "low": 0.02, "high": 0.18}},
         "arms": [{"arm": arm, "seeds": 2, "steps": 10} for arm in ("soft_hard", "alone", "soft")],
+        "items": {"train": 600, "val": 100, "test": 200},
         "size": {"parameters": 23_800, "weights_bytes": 97_000, "onnx_bytes": 99_000},
         "latency": {"median_ms": 0.412, "onnx_median_ms": None},
         "curves": [{"run": "soft_hard/0", "step": s, "loss": 3 - s / 10} for s in (5, 10)],

@@ -90,7 +90,9 @@ def test_a_job_is_estimated_followed_as_json_and_reported(
     flags = ("--out", str(tmp_path / "out"), "--address", gateway.address)
     written = cli.run(capsys, "jobs", "report", "job-1", *flags)
     assert written.code == 0, written.err
-    assert "labels alone" in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "labels alone" in page
+    assert "beyond labels alone, paired by seed and image" in page
 
 
 @pytest.mark.parametrize(

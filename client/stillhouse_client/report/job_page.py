@@ -46,7 +46,7 @@ def panels(report: dict[str, Any]) -> list[Panel]:
     histogram = job_report.histogram(report)
     found: list[Panel] = []
     for metric in job_report.metrics_of(arms):
-        found.append(_arms_panel(arms, metric))
+        found.append(_arms_panel(arms, metric, report.get("kind")))
     found += [
         _measure_panel(measure)
         for measure in job_report.measures(report)
@@ -74,8 +74,11 @@ def overview(found: list[Panel]) -> bytes:
         return theme.to_png(figure)
 
 
-def _arms_panel(arms: list[job_report.Arm], metric: str) -> Panel:
+def _arms_panel(arms: list[job_report.Arm], metric: str, kind: Any) -> Panel:
     title = job_report.metric_name(metric)
+    if kind == "classifier":
+        text = "The teacher, and the network after learning from each; 95 % intervals."
+        return Panel(_capital(title), text, lambda axes: job_charts.arms(axes, arms, metric))
     text = "The target before training, after it on each set of examples, and the models they "
     text += "come from; 95 % intervals."
     return Panel(_capital(title), text, lambda axes: job_charts.arms(axes, arms, metric))
@@ -118,6 +121,7 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
         measures=measures,
         has_teacher=any(one.teacher for one in measures),
         paired=job_report.paired(report),
+        paired_alone=job_report.paired_alone(report),
         coverage=job_report.coverage(report),
         rounds=job_report.rounds(report),
         tau_counts=report.get("tau_counts") or {},
