@@ -1,4 +1,4 @@
-"""The JSON report of a job on language models as rows and series; missing parts stay out."""
+"""The JSON report of a job as rows and series; missing parts stay out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from stillhouse_client.client import AsyncClient
 
 Figure = dict[str, Any]
 """`{"value", "low", "high"}` with a 95 % interval, or `{"value": null, "reason"}`."""
-KINDS = ("language", "tuneshift", "prune")
+KINDS = ("language", "tuneshift", "prune", "classifier")
 SIZES = ("layers", "hidden_size", "intermediate_size", "attention_heads")
 """Sizes of a pruned model, as its report names them."""
 OWN_ARM = "tuneshift"
+_BY_ARM = ("accuracy", "negative_log_likelihood", "expected_calibration_error", "agreement")
+"""Metrics that the report of a classifier job has by arm."""
 _METRICS = {
     "cross_entropy": "cross-entropy (nats a token)",
     "kl_to_teacher": "KL to the teacher",
@@ -25,6 +27,9 @@ _METRICS = {
     "choice_accuracy": "right choices",
     "choice_accuracy_sum": "right choices (summed)",
     "task_accuracy": "right answers",
+    "negative_log_likelihood": "negative log-likelihood (nats)",
+    "expected_calibration_error": "calibration error",
+    "agreement": "agrees with the teacher",
 }
 _ARMS = {
     OWN_ARM: "the job's examples",
@@ -36,6 +41,9 @@ _ARMS = {
     "no_distillation": "the cut without distillation",
     "random_cut": "random cut",
     "random_weights": "random weights",
+    "soft_hard": "teacher and labels",
+    "alone": "labels alone",
+    "soft": "teacher alone",
 }
 
 
@@ -96,7 +104,7 @@ class Histogram:
 
 
 async def read(client: AsyncClient, job: pb.DistillationJob) -> dict[str, Any] | None:
-    """Return the report of a language, tuneshift or prune job; None where there is none."""
+    """Return the report of a job; None where there is none."""
     if job.WhichOneof("spec") not in KINDS or not job.report.digest:
         return None
     found = json.loads(await client.blobs.read(job.report.digest))
@@ -116,6 +124,8 @@ def measures(report: dict[str, Any]) -> list[Measure]:
 def arms(report: dict[str, Any]) -> list[Arm]:
     """Return the target, or cut, before training, the job's arms, then the models it was made
     from."""
+    if report.get("kind") == "classifier":
+        return _classifier_arms(report)
     found = []
     if before := _figures(report.get("before")):
         start = "the cut before" if report.get("kind") == "prune" else "target before"
@@ -158,6 +168,11 @@ def candidates(report: dict[str, Any]) -> list[Candidate]:
         )
         for one in _dicts(report.get("candidates"))
     ]
+
+
+def paired_alone(report: dict[str, Any]) -> dict[str, Figure]:
+    """Return by metric how much teacher and labels gave beyond labels alone, paired."""
+    return _figures(report.get("paired_alone"))
 
 
 def coverage(report: dict[str, Any]) -> tuple[int, int] | None:
@@ -238,6 +253,23 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def _classifier_arms(report: dict[str, Any]) -> list[Arm]:
+    """Return the teacher, then the job's arms, its own first; `examples` are training images."""
+    images = _count((report.get("items") or {}).get("train"))
+    by_metric = {metric: _figures(report.get(metric)) for metric in _BY_ARM}
+    names = ["teacher", *(str(one.get("arm", "?")) for one in _dicts(report.get("arms")))]
+    return [
+        Arm(
+            arm_name(name),
+            None if name == "teacher" else images,
+            None,
+            {metric: found[name] for metric, found in by_metric.items() if name in found},
+            {},
+        )
+        for name in names
+    ]
 
 
 def _figures(raw: Any) -> dict[str, Figure]:

@@ -28,6 +28,7 @@ Spec = (
     | pb.LanguageJobSpec
     | pb.TuneShiftJobSpec
     | pb.PruneJobSpec
+    | pb.ClassifierJobSpec
 )
 """What a job is to do, one message per kind."""
 FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
@@ -194,4 +195,6 @@ def _job(spec: Spec) -> pb.DistillationJob:
         return pb.DistillationJob(tuneshift=spec)
     if isinstance(spec, pb.PruneJobSpec):
         return pb.DistillationJob(prune=spec)
+    if isinstance(spec, pb.ClassifierJobSpec):
+        return pb.DistillationJob(classifier=spec)
     return pb.DistillationJob(teacher_head=spec)

@@ -22,6 +22,7 @@ from services.gateway.datasets.readers import Reading, UriPolicy
 from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
 from services.gateway.http.edge import Edge
+from services.gateway.jobs.classifier import classifier_job
 from services.gateway.jobs.concept import concept_job
 from services.gateway.jobs.engine import Engine, Story
 from services.gateway.jobs.feed import Feed
@@ -45,6 +46,7 @@ STORIES: dict[str, Story] = {
     "language": language_job,
     "tuneshift": tuneshift_job,
     "prune": prune_job,
+    "classifier": classifier_job,
 }
 """What runs a job, by the field of its specification."""
 

@@ -3,6 +3,7 @@
 import peft  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401
 
+import services.student.classifier.recipe
 import services.student.concept_recipe
 import services.student.head_recipe
 import services.student.language.recipe

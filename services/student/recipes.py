@@ -14,7 +14,7 @@ from services.common.tensors import Array
 from services.student.rundir import Writer
 
 Arrays = dict[str, Array]
-KINDS = ("concept", "linear_head", "language", "importance")
+KINDS = ("concept", "linear_head", "language", "importance", "classifier")
 """The kinds of recipe, as the contract names them."""
 
 
@@ -29,6 +29,8 @@ class Surroundings:
     precision: str = ""
     python_tests: bool = False
     max_message_bytes: int = 32 << 20
+    max_image_bytes: int = 16 << 20
+    max_image_pixels: int = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -80,4 +82,8 @@ def train(training: Training, request: student_pb2.TrainRequest) -> student_pb2.
         from services.student.pruning.recipe import find_cuts
 
         return student_pb2.TrainResult(importance=find_cuts(training, request.importance))
+    if kind == "classifier":
+        from services.student.classifier.recipe import train_classifier
+
+        return student_pb2.TrainResult(classifier=train_classifier(training, request.classifier))
     raise InvalidInput(f"recipe: one of {', '.join(KINDS)} is required", field="recipe")

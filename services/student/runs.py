@@ -175,6 +175,8 @@ class RunManager:
                 precision=settings.precision,
                 python_tests=settings.run_python_tests,
                 max_message_bytes=settings.max_message_bytes,
+                max_image_bytes=settings.max_image_bytes,
+                max_image_pixels=settings.max_image_pixels,
             ),
             log_level=settings.log_level,
             log_json=settings.log_json,

@@ -16,6 +16,7 @@ from services.common.inputs import check_batch
 from services.common.interceptors import Context
 from services.common.names import check_id, parse
 from services.student import explain, export
+from services.student.classifier.options import check_classifier
 from services.student.inspection import inspect
 from services.student.language.requests import check_language
 from services.student.library import Library
@@ -157,6 +158,9 @@ def _check_recipe(request: student_pb2.TrainRequest, max_concepts: int) -> None:
         return
     if kind == "importance":
         check_importance(request.importance)
+        return
+    if kind == "classifier":
+        check_classifier(request.classifier)
         return
     data = request.concept.data if kind == "concept" else request.linear_head.data
     check_digest(data.manifest.digest, field="data.manifest")

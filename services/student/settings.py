@@ -34,14 +34,14 @@ class StudentSettings(ServiceSettings):
     """Address at which this very process is reached, told to callers of Train; empty means
     `host:port`, or, where the system chose the port, nothing."""
     cache_dir: Path = Path.home() / ".cache" / "stillhouse"
-    """Folder of fetched weights, where language students begin."""
+    """Folder of fetched weights, where language students and classifiers begin."""
     catalogue: Path | None = None
     """TOML file with model entries of your own, beside the built-in ones."""
     device: str = "cpu"
-    """Where language students are trained: `cpu`, `cuda`, `cuda:1`."""
+    """Where language students and classifiers are trained: `cpu`, `cuda`, `cuda:1`."""
     precision: str = Field("", pattern="^(float32|bfloat16)?$")
-    """What language students compute in where a recipe does not say; empty means bfloat16 where the
-    device multiplies it faster, else float32."""
+    """What language students and classifiers compute in where a recipe does not say; empty means
+    bfloat16 where the device multiplies it faster, else float32."""
     teacher_address: str = ""
     """Address of the teacher service, for training on the student's own answers; empty refuses
     it."""

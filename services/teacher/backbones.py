@@ -26,7 +26,7 @@ from services.torch_common.preprocess import Preprocessing
 from services.torch_common.timm_models import UnknownArchitecture, build_timm
 
 
-class _TimmNetwork:
+class TimmNetwork:
     """timm's common interface: features, pooled vector, classifier."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -102,7 +102,7 @@ def load_timm(entry: ImageModel, path: Path, device: str = "cpu") -> ImageClassi
         raise InvalidInput(f"{entry.id}: {str(error)[:600]}", field="model") from error
     preprocessing = Preprocessing.from_spec(entry.input)
     model = fold_batch_norms(model, golden_input(entry.input.size_px))
-    network = _TimmNetwork(model, torch.device(device))
+    network = TimmNetwork(model, torch.device(device))
     names = classes or tuple(f"feature_{i}" for i in range(network.feature_dim))
     digest = identity(weights_digest, preprocessing, "timm", entry.architecture, entry.variant)
     return ImageClassifier(entry.id, digest, names, network, preprocessing)

@@ -1,5 +1,5 @@
-"""Models by name: the catalogue's, and the heads that a project's jobs have trained; loaded when
-first asked for."""
+"""Models by name: the catalogue's, and what a project's jobs have trained, heads and whole
+classifiers; loaded when first asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from services.common.batching import Batcher
 from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue, ImageModel, LanguageModel
+from services.common.classifier_records import KIND as TRAINED_CLASSIFIER
+from services.common.classifier_records import ClassifierRecord
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.fetch import ensure
 from services.common.model_records import KIND as LANGUAGE_MODEL
@@ -24,6 +26,7 @@ from services.common.tensors import Array, unpack_arrays
 from services.teacher.backbones import load_classifier
 from services.teacher.models import ImageClassifier, Outputs, with_head
 from services.teacher.settings import TeacherSettings
+from services.teacher.trained import load_trained
 from services.torch_common.heads import LinearHead
 
 Row = tuple[Array, Array]
@@ -121,6 +124,10 @@ class Registry:
                 record = self._record(project, model_id)
             except Precondition:  # a language model
                 continue
+            if isinstance(record, ClassifierRecord):
+                size_px, trunk = record.input.size_px, record.architecture
+                yield ListedModel(model_id, record.licence, record.classes, size_px, trunk)
+                continue
             trunk = str(record["backbone"])
             under = self._catalogue.get(trunk) if trunk in self._catalogue else None
             size_px = _listed(under).size_px if isinstance(under, ImageModel) else 0
@@ -144,6 +151,9 @@ class Registry:
             self._loaded[key] = self._serve(classifier, entry.licence)
             return
         record = await asyncio.to_thread(self._record, project, model_id)
+        if isinstance(record, ClassifierRecord):
+            self._loaded[key] = await asyncio.to_thread(self._trained, project, model_id, record)
+            return
         backbone = await self.get(project, str(record["backbone"]))
         self._loaded[key] = await asyncio.to_thread(
             self._with_head, project, model_id, record, backbone
@@ -166,15 +176,24 @@ class Registry:
         path = ensure(entry, self._settings.cache_dir)
         return load_classifier(entry, path, self._settings.device)
 
-    def _record(self, project: str, model_id: str) -> dict[str, object]:
+    def _trained(self, project: str, model_id: str, record: ClassifierRecord) -> ServedModel:
+        device = self._settings.device
+        classifier = load_trained(model_id, record, self._blobs, project, device)
+        served = self._serve(classifier, record.licence)
+        return replace(served, trunk=record.architecture, single_label=record.single_label)
+
+    def _record(self, project: str, model_id: str) -> dict[str, object] | ClassifierRecord:
         try:
-            record = json.loads(self._blobs.get_ref(project, f"models/{model_id}"))
+            data = self._blobs.get_ref(project, f"models/{model_id}")
+            record = json.loads(data)
         except NotFound:
             # The catalogue's own error names the nearest ids.
             self._catalogue.get(model_id)
             raise
         if isinstance(record, dict) and record.get("kind") == LANGUAGE_MODEL:
             raise _is_language(model_id)
+        if isinstance(record, dict) and record.get("kind") == TRAINED_CLASSIFIER:
+            return ClassifierRecord.from_bytes(data)
         if not isinstance(record, dict) or record.get("kind") != "linear_head":
             raise InvalidInput(f"model {model_id}: its record is not understood", field="model")
         return record

@@ -28,6 +28,7 @@ from services.common.tensors import to_message
 from services.teacher.language.calls import LanguageCalls
 from services.teacher.registry import Registry, Row, ServedModel
 from services.teacher.settings import TeacherSettings
+from services.teacher.views import ViewCalls
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self._language = language
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._views = ViewCalls(settings, blobs, self._decoders)
 
     async def ListModels(
         self, request: teacher_pb2.ListModelsRequest, context: Context
@@ -79,6 +81,8 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         check_batch(request.items, limit=self._settings.max_batch_items)
         project, model_id = parse(request.model, "models", field="model")
         served = await self._registry.get(project, model_id)
+        if request.HasField("augmentation"):
+            return await self._views.classify(request, project, served)
         shard = request.execution == items_pb2.EXECUTION_SHARD
 
         async def prepare(item: items_pb2.ImageInput) -> _Prepared:

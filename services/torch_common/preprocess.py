@@ -48,10 +48,15 @@ class Preprocessing:
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return _FILTERS[self.interpolation]
+
     def pixels(self, image: Image.Image) -> Image.Image:
         """The RGB square that the model sees, before normalising."""
         scale = math.floor(self.size_px / self.crop_pct)
-        resized = image.resize(self._resized(image.size, scale), _FILTERS[self.interpolation])
+        resized = image.resize(self._resized(image.size, scale), self.resampling)
         left = round((resized.width - self.size_px) / 2.0)
         top = round((resized.height - self.size_px) / 2.0)
         return resized.crop((left, top, left + self.size_px, top + self.size_px))
@@ -68,7 +73,11 @@ class Preprocessing:
         """fp32 [3, size, size] from an RGB image of any size. Raises ValueError for others."""
         if image.mode != "RGB":
             raise ValueError(f"an RGB image is needed, not {image.mode}")
-        array = np.array(self.pixels(image), dtype=np.uint8)
+        return self.normalise(self.pixels(image))
+
+    def normalise(self, square: Image.Image) -> Tensor:
+        """fp32 [3, size, size] from the RGB square that `pixels` makes."""
+        array = np.array(square, dtype=np.uint8)
         tensor = torch.from_numpy(array).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)

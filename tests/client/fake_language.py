@@ -110,13 +110,37 @@ def prune_report() -> dict[str, Any]:
     }
 
 
+def classifier_report() -> dict[str, Any]:
+    """Return the report of a classifier job."""
+    accuracy = {"teacher": 0.9, "soft_hard": 0.8, "alone": 0.7, "soft": 0.75}
+    return {
+        "kind": "classifier",
+        "accuracy": {who: estimate(value) for who, value in accuracy.items()},
+        "agreement": {who: estimate(0.85) for who in ("soft_hard", "alone", "soft")},
+        "paired_alone": {"accuracy": {"value": 0.1, "low": 0.02, "high": 0.18}},
+        "arms": [{"arm": arm, "seeds": 2, "steps": 10} for arm in ("soft_hard", "alone", "soft")],
+        "items": {"train": 600, "val": 100, "test": 200},
+        "size": {"parameters": 23_800, "weights_bytes": 97_000, "onnx_bytes": 99_000},
+        "latency": {"median_ms": 0.412, "onnx_median_ms": None},
+        "curves": [{"run": "soft_hard/0", "step": s, "loss": 3 - s / 10} for s in (5, 10)],
+        "seconds": 12.5,
+    }
+
+
 def fill(world: Any, job: jobs.DistillationJob) -> None:
     """Make `job` one of the world's language kind: spec, stages, model and report."""
-    reports = {"language": language_report, "tuneshift": tuneshift_report, "prune": prune_report}
+    reports = {
+        "language": language_report,
+        "tuneshift": tuneshift_report,
+        "prune": prune_report,
+        "classifier": classifier_report,
+    }
     if world.job_kind == "language":
         job.language.dataset, job.language.teacher = f"{P}/datasets/notes", f"{P}/models/big"
     elif world.job_kind == "prune":
         job.prune.dataset, job.prune.model = f"{P}/datasets/notes", f"{P}/models/big"
+    elif world.job_kind == "classifier":
+        job.classifier.dataset, job.classifier.teacher = f"{P}/datasets/pets", f"{P}/models/big"
     else:
         job.tuneshift.tuned, job.tuneshift.target = f"{P}/models/tuned", f"{P}/models/big"
     if world.in_review and job.state == jobs.JOB_STATE_RUNNING:

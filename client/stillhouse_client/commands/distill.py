@@ -9,7 +9,7 @@ import typer
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from stillhouse_client import names
-from stillhouse_client.commands import language, prune, tuneshift
+from stillhouse_client.commands import classifier, language, prune, tuneshift
 from stillhouse_client.commands.lines import read_lines
 from stillhouse_client.commands.session import Address, Json, Project
 from stillhouse_client.commands.starting import RequestId, StartFlags, Watch, start
@@ -19,6 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Start a distillation job.")
 language.register(app)
 tuneshift.register(app)
 prune.register(app)
+classifier.register(app)
 Dataset = Annotated[str, typer.Option(help="Dataset to learn from.")]
 _ONE_WORD = "write one word or phrase per line"
 Seed = Annotated[int, typer.Option(help="Seed of folds, controls and intervals.")]

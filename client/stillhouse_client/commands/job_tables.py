@@ -57,9 +57,12 @@ def print_review(name: str) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print the tables of a language, tuneshift or prune job's report."""
+    """Print the tables of a job's report."""
     if report.get("kind") == "prune":
         print_prune(report)
+        return
+    if report.get("kind") == "classifier":
+        _print_classifier(report)
         return
     if "arms" in report:
         _print_arms(report)
@@ -104,6 +107,8 @@ def source_of(job: pb.DistillationJob) -> str:
         return f"{dataset}, {teacher}" if teacher else dataset
     if kind == "prune":
         return f"{names.last(job.prune.dataset)}, {names.last(job.prune.model)}"
+    if kind == "classifier":
+        return f"{names.last(job.classifier.dataset)}, {names.last(job.classifier.teacher)}"
     spec = job.concept if kind == "concept" else job.teacher_head
     return names.last(spec.dataset)
 
@@ -123,6 +128,26 @@ def _print_arms(report: dict[str, Any]) -> None:
     columns = [f"#{job_report.metric_name(metric)}" for metric in metrics]
     if rows:
         output.table(["trained on", "#examples", "#tokens", *columns], rows)
+
+
+def _print_classifier(report: dict[str, Any]) -> None:
+    arms = job_report.arms(report)
+    metrics = job_report.metrics_of(arms)
+    columns = [f"#{job_report.metric_name(metric)}" for metric in metrics]
+    rows = [(arm.name, *(figure(arm.metrics.get(metric)) for metric in metrics)) for arm in arms]
+    output.table(["learned from", *columns], rows)
+    for metric, gain in job_report.paired_alone(report).items():
+        name = job_report.metric_name(metric)
+        output.say(f"teacher and labels beyond labels alone, paired  {name}: {figure(gain)}")
+    size, latency = report.get("size") or {}, report.get("latency") or {}
+    output.pairs(
+        [
+            ("parameters", _number(size.get("parameters"))),
+            ("weights", output.size(int(job_report.number(size.get("weights_bytes")) or 0))),
+            ("one image", _milliseconds(latency.get("median_ms"))),
+            ("one image, ONNX", _milliseconds(latency.get("onnx_median_ms"))),
+        ]
+    )
 
 
 def _print_paired(report: dict[str, Any]) -> None:
@@ -155,6 +180,16 @@ def _print_rounds(report: dict[str, Any]) -> None:
 def _share(counts: tuple[int, int]) -> str:
     kept, asked = counts
     return f"{kept} of {asked}" if asked else "-"
+
+
+def _milliseconds(value: Any) -> str:
+    found = job_report.number(value)
+    return "-" if found is None else f"{found:.2f} ms"
+
+
+def _number(count: Any) -> str:
+    value = job_report.number(count)
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def _count(stage: pb.JobStage) -> str:

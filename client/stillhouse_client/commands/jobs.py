@@ -85,7 +85,7 @@ def report(
     project: Project = names.DEFAULT_PROJECT,
     as_json: Json = False,
 ) -> None:
-    """Print the report of a language, tuneshift or prune job; with --out, write it with charts."""
+    """Print the report of a job; with --out, write it with charts."""
 
     async def work(client: AsyncClient) -> Shown:
         found = await client.jobs.get(job)
@@ -95,7 +95,7 @@ def report(
     if measured is None:
         raise Mismatch(
             f"{found.name} has no report",
-            hint="language, tuneshift and prune jobs have one, once they have succeeded",
+            hint="jobs that train models have one, once they have succeeded",
         )
     files = _write(measured, found, out) if out is not None else []
     if as_json:

@@ -95,5 +95,7 @@ def _estimate(spec: Spec, flags: StartFlags) -> None:
         rows = [("records", str(cost.item_count))]
     elif isinstance(spec, pb.TuneShiftJobSpec):
         rows = [("prompts", str(cost.item_count))]
+    elif isinstance(spec, pb.ClassifierJobSpec):
+        rows = rows[:1]
     rows += [("time", f"about {output.seconds(cost.duration_s)}")]
     output.pairs([*rows, ("storage", output.size(cost.stored_bytes))])

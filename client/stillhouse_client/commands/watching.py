@@ -18,6 +18,7 @@ STAGES = {
     "check": "check that all fits",
     "estimate": "estimate the cost",
     "teacher_outputs": "ask the teacher",
+    "teacher_views": "ask the teacher of views",
     "features": "compute features",
     "regions": "embed regions",
     "concepts": "embed and filter concepts",

@@ -1,4 +1,4 @@
-"""The charts of a language, tuneshift or prune job, each drawn into given axes."""
+"""The charts of a job, each drawn into given axes."""
 
 from __future__ import annotations
 

@@ -76,6 +76,9 @@ def overview(found: list[Panel]) -> bytes:
 
 def _arms_panel(arms: list[job_report.Arm], metric: str, kind: str) -> Panel:
     title = job_report.metric_name(metric)
+    if kind == "classifier":
+        text = "The teacher, and the network after learning from each; 95 % intervals."
+        return Panel(_capital(title), text, lambda axes: job_charts.arms(axes, arms, metric))
     text = "The target before training, after it on each set of examples, and the models they "
     text += "come from; 95 % intervals."
     if kind == "prune":
@@ -126,6 +129,7 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
         candidates=job_report.candidates(report),
         sizes=job_report.SIZES,
         gains=job_report.gains(report),
+        paired_alone=job_report.paired_alone(report),
         coverage=job_report.coverage(report),
         rounds=job_report.rounds(report),
         tau_counts=report.get("tau_counts") or {},

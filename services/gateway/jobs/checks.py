@@ -93,19 +93,13 @@ async def check_concept_job(
     """Check a concept job; `patient` waits for services that are away. Raises Precondition."""
     project, _ = names.parse(spec.dataset, "datasets")
     manifest = await read_manifest(tools, project, dataset)
-    model = await _model(tools, spec.teacher, patient=patient)
+    model = await classifier_model(tools, spec.teacher, patient=patient)
     encoder = await _encoder(tools, encoder_name(project, spec), patient=patient)
     check_labels(model, manifest, dataset["name"])
     check_counts(manifest, dataset["name"])
-    order = {name: at for at, name in enumerate(model.image_classifier.classes)}
     return ConceptPlan(
         dataset=dataset,
-        teacher=TeacherPlan(
-            name=spec.teacher,
-            digest=model.digest,
-            classes=list(manifest.classes),
-            columns=[order[name] for name in manifest.classes],
-        ),
+        teacher=teacher_plan(spec.teacher, model, manifest),
         encoder=encoder,
         multi_label=manifest.multi_label,
     )
@@ -117,11 +111,22 @@ async def check_head_job(
     """Check a teacher-head job and return the backbone. Raises Precondition."""
     project, _ = names.parse(spec.dataset, "datasets")
     manifest = await read_manifest(tools, project, dataset)
-    model = await _model(tools, spec.backbone, patient=patient)
+    model = await classifier_model(tools, spec.backbone, patient=patient)
     if model.image_classifier.feature_dim < 1:
         raise Precondition(f"{spec.backbone} has no feature vector, so no head can stand on it")
     check_counts(manifest, dataset["name"])
     return TeacherPlan(name=spec.backbone, digest=model.digest, classes=[], columns=[])
+
+
+def teacher_plan(name: str, model: teacher_pb2.Model, manifest: Manifest) -> TeacherPlan:
+    """Return a teacher of exactly the manifest's classes, with its logits in their order."""
+    order = {label: at for at, label in enumerate(model.image_classifier.classes)}
+    return TeacherPlan(
+        name=name,
+        digest=model.digest,
+        classes=list(manifest.classes),
+        columns=[order[label] for label in manifest.classes],
+    )
 
 
 async def read_manifest(tools: Tools, project: str, dataset: DatasetPlan) -> Manifest:
@@ -135,7 +140,8 @@ def encoder_name(project: str, spec: jobs_pb2.ConceptJobSpec) -> str:
     return spec.encoder or names.join(project, "encoders", DEFAULT_ENCODER)
 
 
-async def _model(tools: Tools, name: str, *, patient: bool) -> teacher_pb2.Model:
+async def classifier_model(tools: Tools, name: str, *, patient: bool) -> teacher_pb2.Model:
+    """Return an image classifier. Raises NotFound, Precondition for another kind of model."""
     request = teacher_pb2.GetModelRequest(name=name)
     method, long_s = tools.peers.teacher.GetModel, tools.peers.shard_timeout_s
     if patient:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypedDict
 
+from stillhouse.gateway.v1 import jobs_pb2 as pb
+
 from services.common.manifest import Item
 from services.gateway.jobs.checks import read_manifest
+from services.gateway.jobs.classifier_checks import part
+from services.gateway.jobs.classifier_specs import arms_of, augmentation_of, batch_of, steps_of
 from services.gateway.jobs.job import Tools
 from services.gateway.jobs.outputs import (
     embed,
@@ -14,8 +18,9 @@ from services.gateway.jobs.outputs import (
     region_stage,
     space_of,
     teacher_stage,
+    view_stage,
 )
-from services.gateway.jobs.plans import ConceptPlan, DatasetPlan, TeacherPlan
+from services.gateway.jobs.plans import ClassifierPlan, ConceptPlan, DatasetPlan, TeacherPlan
 from services.gateway.jobs.shard_stage import ShardStage, missing_items
 
 _SAMPLE = 16
@@ -87,6 +92,36 @@ async def estimate_head_job(
         cached=len(manifest.items) - len(missing),
         stage_s={"features": len(missing) * item_s, "fit": _FIT_S},
         stored_bytes=len(missing) * _FEATURE_BYTES,
+    )
+
+
+async def estimate_classifier_job(
+    tools: Tools, project: str, spec: pb.ClassifierJobSpec, plan: ClassifierPlan
+) -> Estimate:
+    """Estimate a classifier job. The teacher's speed is measured on test images, so that it sees
+    the training images once; a student's training step on an image is guessed at one forward pass
+    of the teacher."""
+    manifest = await read_manifest(tools, project, plan["dataset"])
+    test, train = part(manifest, "test"), part(manifest, "train")
+    outputs = teacher_stage(tools, plan["teacher"])
+    augmentation, matched = augmentation_of(spec), spec.training.feature_weight > 0
+    views = view_stage(tools, plan["teacher"], augmentation, features=matched)
+    to_classify = await missing_items(tools.blobs, project, outputs, test)
+    to_view = await missing_items(tools.blobs, project, views, train)
+    sample = (to_classify or test.items) if to_view else to_classify
+    item_s = await _speed(tools, plan["teacher"]["digest"], sample, outputs.compute)
+    runs = len(arms_of(spec)) * (spec.training_seeds or 1)
+    steps, batch = steps_of(spec.training, len(train.items)), batch_of(spec.training)
+    classes, passes = len(plan["teacher"]["classes"]), len(to_view) * augmentation.views
+    return Estimate(
+        items=len(train.items) + len(test.items),
+        cached=len(train.items) - len(to_view) + len(test.items) - len(to_classify),
+        stage_s={
+            "teacher_outputs": len(to_classify) * item_s,
+            "teacher_views": passes * item_s,
+            "fit": runs * (_FIT_S + steps * batch * item_s),
+        },
+        stored_bytes=4 * classes * len(to_classify) + 2 * classes * passes,
     )
 
 

@@ -11,7 +11,13 @@ from services.common import names
 from services.common.errors import Precondition
 from services.gateway.datasets import records as datasets
 from services.gateway.jobs.checks import check_concept_job, check_head_job, dataset_plan
-from services.gateway.jobs.estimates import Estimate, estimate_concept_job, estimate_head_job
+from services.gateway.jobs.classifier_checks import check_classifier_job
+from services.gateway.jobs.estimates import (
+    Estimate,
+    estimate_classifier_job,
+    estimate_concept_job,
+    estimate_head_job,
+)
 from services.gateway.jobs.job import Tools
 from services.gateway.jobs.language_checks import (
     check_language_job,
@@ -45,6 +51,11 @@ async def check_now(tools: Tools, job: pb.DistillationJob) -> None:
     if kind == "prune":
         await _check_prune(tools, job.prune)
         return
+    if kind == "classifier":
+        images = await _dataset(tools, job.classifier.dataset)
+        if images is not None:
+            await check_classifier_job(tools, job.classifier, images, patient=False)
+        return
     spec = job.concept if kind == "concept" else job.teacher_head
     plan = await _dataset(tools, spec.dataset)
     if plan is None:
@@ -66,6 +77,11 @@ async def estimate_now(
         dataset = await _ready(tools, job.teacher_head.dataset)
         backbone = await check_head_job(tools, job.teacher_head, dataset, patient=False)
         return _of_images(await estimate_head_job(tools, project, dataset, backbone))
+    if kind == "classifier":
+        dataset = await _ready(tools, job.classifier.dataset)
+        fits = await check_classifier_job(tools, job.classifier, dataset, patient=False)
+        cost = await estimate_classifier_job(tools, project, job.classifier, fits)
+        return _of_images(cost)
     if kind == "language":
         plan = _known(await _check_language(tools, job.language))
         return _of_texts(await estimate_language_job(tools, project, job.language, plan))

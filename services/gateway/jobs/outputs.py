@@ -11,10 +11,12 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.concepts.v1 import concepts_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common.augmentation import Augmentation
 from services.common.errors import InvalidInput, Precondition
 from services.common.manifest import Item
 from services.common.shards import pack_regions, pack_rows
 from services.common.tensors import Array, expect, from_message
+from services.common.view_shards import ViewRow, pack_views
 from services.gateway.cache import Regions
 from services.gateway.jobs.job import Tools
 from services.gateway.jobs.plans import EncoderPlan, TeacherPlan
@@ -47,7 +49,50 @@ def teacher_stage(tools: Tools, plan: TeacherPlan) -> ShardStage:
     return ShardStage(
         "teacher_outputs",
         inputs,
-        lambda items: _classified(tools, request, items, plan["digest"], "logits", row),
+        lambda items: _classified(tools, request, items, plan["digest"], row, _rows("logits")),
+    )
+
+
+def view_stage(
+    tools: Tools, plan: TeacherPlan, augmentation: Augmentation, *, features: bool = False
+) -> ShardStage:
+    """Teacher logits (and features) of augmented views of every image, columns in the dataset's
+    class order. One pass serves every student that trains on these views."""
+    logits, vectors = teacher_pb2.CLASSIFY_OUTPUT_LOGITS, teacher_pb2.CLASSIFY_OUTPUT_FEATURES
+    request = teacher_pb2.ClassifyRequest(
+        model=plan["name"],
+        outputs=[logits, vectors] if features else [logits],
+        execution=items_pb2.EXECUTION_SHARD,
+        augmentation=items_pb2.Augmentation(
+            policy=augmentation.policy, views=augmentation.views, seed=augmentation.seed
+        ),
+    )
+    inputs: Inputs = {
+        "model": plan["digest"],
+        "classes": plan["classes"],
+        "policy": augmentation.policy,
+        "views": augmentation.views,
+        "seed": augmentation.seed,
+        # Over the policy's numbers too, which its name does not tell.
+        "augmentation": augmentation.digest,
+        "features": features,
+    }
+
+    def row(answer: teacher_pb2.Classification) -> ViewRow:
+        found = from_message(answer.logits, field="logits")
+        expect(found, shape=(augmentation.views, len(plan["columns"])), field="logits")
+        told = from_message(answer.features, field="features") if features else None
+        return ViewRow(found[:, plan["columns"]], told)
+
+    def pack(items: Sequence[Item], rows: Sequence[ViewRow | None]) -> bytes:
+        return pack_views([item.digest for item in items], rows, augmentation)
+
+    return ShardStage(
+        "teacher_views",
+        inputs,
+        lambda items: _classified(
+            tools, request, items, plan["digest"], row, pack, passes=augmentation.views
+        ),
     )
 
 
@@ -65,7 +110,7 @@ def feature_stage(tools: Tools, plan: TeacherPlan) -> ShardStage:
     return ShardStage(
         "features",
         {"model": plan["digest"]},
-        lambda items: _classified(tools, request, items, plan["digest"], "features", row),
+        lambda items: _classified(tools, request, items, plan["digest"], row, _rows("features")),
     )
 
 
@@ -133,8 +178,10 @@ async def _classified(
     request: teacher_pb2.ClassifyRequest,
     items: Sequence[Item],
     digest: str,
-    name: str,
-    row: Callable[[teacher_pb2.Classification], Array],
+    row: Callable[[teacher_pb2.Classification], R],
+    pack: Callable[[Sequence[Item], Sequence[R | None]], bytes],
+    *,
+    passes: int = 1,
 ) -> Shard:
     """Classify one shard; images that the teacher refuses are invalid rows."""
     call = teacher_pb2.ClassifyRequest()
@@ -145,16 +192,20 @@ async def _classified(
         peers = tools.peers
         reply = await peers.ask(peers.teacher.Classify, call, timeout_s=peers.shard_timeout_s)
         _same("teacher", request.model, (reply.model_digest,), (digest,))
-        rows: list[Array | None] = []
+        rows: list[R | None] = []
         invalid: dict[str, str] = {}
         for item, result in zip(items, reply.results, strict=True):
             answered = result.WhichOneof("outcome") == "classification"
             rows.append(row(result.classification) if answered else None)
             if not answered:
                 invalid[item.digest] = reason(result.error)
-        return Shard(pack_rows(name, rows), invalid)
+        return Shard(pack(items, rows), invalid)
 
-    return await _timed(tools, digest, len(items), attempt, name)
+    return await _timed(tools, digest, len(items) * passes, attempt, "teacher outputs")
+
+
+def _rows(name: str) -> Callable[[Sequence[Item], Sequence[Array | None]], bytes]:
+    return lambda _, rows: pack_rows(name, rows)
 
 
 async def _timed(

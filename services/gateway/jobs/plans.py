@@ -44,6 +44,14 @@ class ConceptPlan(TypedDict):
     multi_label: bool
 
 
+class ClassifierPlan(TypedDict):
+    """A classifier job after its check."""
+
+    dataset: DatasetPlan
+    teacher: TeacherPlan
+    multi_label: bool
+
+
 class Words(TypedDict):
     """The concepts after the filters."""
 

@@ -18,6 +18,7 @@ _ORDER = (
     "estimate",
     "features",
     "teacher_outputs",
+    "teacher_views",
     "regions",
     "concepts",
     "importance",

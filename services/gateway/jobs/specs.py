@@ -7,6 +7,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from services.common.errors import InvalidInput
 from services.common.sandbox import Sandbox
 from services.gateway.jobs.checks import check_concept_spec, check_head_spec
+from services.gateway.jobs.classifier_specs import check_classifier_spec
 from services.gateway.jobs.language_specs import check_language_spec
 from services.gateway.jobs.prune_specs import check_prune_spec
 from services.gateway.jobs.tuneshift_specs import check_tuneshift_spec
@@ -26,8 +27,10 @@ def check_spec(project: str, job: pb.DistillationJob, *, sandbox: Sandbox | None
         check_tuneshift_spec(project, job.tuneshift, sandbox=sandbox)
     elif kind == "prune":
         check_prune_spec(project, job.prune, sandbox=sandbox)
+    elif kind == "classifier":
+        check_classifier_spec(project, job.classifier)
     else:
         raise InvalidInput(
-            "job: one of concept, teacher_head, language, tuneshift, prune is required",
+            "job: one of concept, teacher_head, language, tuneshift, prune, classifier is required",
             field="job.spec",
         )

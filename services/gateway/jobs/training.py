@@ -87,7 +87,7 @@ async def _follow(
 
     Gives up only where nothing at all came for `give_up_s`.
     """
-    is_training = request.HasField("language")
+    is_training = request.WhichOneof("recipe") in ("language", "classifier")
     unit = "batches" if request.HasField("importance") else "steps"
     steps = _Steps(total=place.steps if place else 0, even=is_training, unit=unit)
 
@@ -164,6 +164,10 @@ def _digests(result: student_pb2.TrainResult) -> dict[str, str]:
     if kind == "importance":
         made_of = result.importance
         return {"importance": made_of.importance.digest, "report": made_of.report.digest}
+    if kind == "classifier":
+        return {
+            field.name: ref.digest for field, ref in result.classifier.ListFields() if ref.digest
+        }
     if kind == "linear_head":
         return {"head": result.linear_head.head.digest, "card": result.linear_head.card.digest}
     raise Internal("the training run ended without a result")

@@ -87,18 +87,20 @@ export function idProblem(id: string): string {
   return "Use 1 to 63 of a–z, 0–9 and “-”, with a letter first and no “-” at the end.";
 }
 
-export type Kind = "concept" | "teacherHead" | "language" | "tuneshift";
+export type Kind = "concept" | "teacherHead" | "language" | "tuneshift" | "classifier";
 
 /** Returns what kind of job this is. */
 export function kindOf(job: DistillationJob): Kind {
   if (job.language) return "language";
   if (job.tuneshift) return "tuneshift";
+  if (job.classifier) return "classifier";
   return job.teacherHead ? "teacherHead" : "concept";
 }
 
 /** Returns what a job makes, for people: `Student for fruit`. */
 export function jobTitle(job: DistillationJob): string {
   if (job.tuneshift) return `What ${lastPart(job.tuneshift.tuned)} knows, into ${lastPart(job.tuneshift.target)}`;
+  if (job.classifier) return `Classifier for ${lastPart(job.classifier.dataset)}`;
   const about = lastPart((job.language ?? job.teacherHead ?? job.concept)?.dataset ?? "");
   return `${job.language ? "Language model" : job.teacherHead ? "Teacher" : "Student"} for ${about}`;
 }
@@ -123,6 +125,7 @@ const STAGES: Record<string, string> = {
   estimate: "Measure how long it takes",
   features: "Look at every image",
   teacher_outputs: "Ask the teacher",
+  teacher_views: "Ask the teacher about views",
   regions: "Look at every region",
   concepts: "Prepare the concepts",
   targets: "Store the teacher’s predictions",
@@ -134,12 +137,12 @@ const STAGES: Record<string, string> = {
 
 /** Returns a stage of a kind of job in words for people. */
 export function stageTitle(stage: string, kind: Kind): string {
-  if (stage === "fit") return LANGUAGE.includes(kind) ? "Train the model" : kind === "concept" ? "Fit the student" : "Fit the teacher";
+  if (stage === "fit") return LANGUAGE.includes(kind) || kind === "classifier" ? "Train the model" : kind === "concept" ? "Fit the student" : "Fit the teacher";
   if (stage === "ingest" && LANGUAGE.includes(kind)) return "Read the texts";
   return STAGES[stage] ?? stage.replaceAll("_", " ");
 }
 
-const ORDER = ["ingest", "check", "estimate", "features", "teacher_outputs", "regions", "concepts", "targets", "answers", "rounds", "review", "fit", "publish"];
+const ORDER = ["ingest", "check", "estimate", "features", "teacher_outputs", "teacher_views", "regions", "concepts", "targets", "answers", "rounds", "review", "fit", "publish"];
 
 /** Returns the stages of a job in their order: those that have begun, and those to come. */
 export function stagesOf(job: DistillationJob): string[] {
@@ -152,6 +155,8 @@ function expected(job: DistillationJob): string[] {
   switch (kindOf(job)) {
     case "concept":
       return ["ingest", "check", "estimate", "teacher_outputs", "regions", "concepts", "fit", "publish"];
+    case "classifier":
+      return ["ingest", "check", "estimate", "teacher_outputs", "teacher_views", "fit", "publish"];
     case "teacherHead":
       return ["ingest", "check", "features", "fit", "publish"];
     case "tuneshift":

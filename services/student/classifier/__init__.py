@@ -1,0 +1,1 @@
+"""Image classifiers that learn from a teacher (Hinton et al., arXiv 1503.02531)."""

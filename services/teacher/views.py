@@ -1,0 +1,158 @@
+"""Classifies augmented views of a job's images: every image decoded once, its views in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from google.rpc import status_pb2
+from stillhouse.common.v1 import items_pb2
+from stillhouse.teacher.v1 import teacher_pb2
+from torch import Tensor
+
+from services.common import images
+from services.common.augmentation import Augmentation, read_augmentation
+from services.common.batching import Served
+from services.common.blobs import BlobStore, digest_of
+from services.common.errors import InvalidInput
+from services.common.inputs import each, read_bytes
+from services.common.tensors import to_message
+from services.teacher.registry import Row, ServedModel
+from services.teacher.settings import TeacherSettings
+from services.torch_common.augment import view_pixels
+
+
+@dataclass(frozen=True)
+class _Views:
+    """The views of one image as the model takes them."""
+
+    tensors: list[Tensor]
+    preprocess_ms: float
+
+
+class ViewCalls:
+    """Classify calls with an augmentation. Shares the servicer's decoders."""
+
+    def __init__(
+        self, settings: TeacherSettings, blobs: BlobStore, decoders: ThreadPoolExecutor
+    ) -> None:
+        self._blobs, self._decoders = blobs, decoders
+        self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
+        # As many images as a shard's padded batch holds are in memory at once: whatever the number
+        # of views, theirs fill whole batches.
+        self._group = settings.shard_batch
+        self._max_bytes = settings.max_message_bytes
+
+    async def classify(
+        self, request: teacher_pb2.ClassifyRequest, project: str, served: ServedModel
+    ) -> teacher_pb2.ClassifyResponse:
+        """Answer for all views of every item. Raises InvalidInput; a broken image fails itself."""
+        augmentation = _checked(request)
+        self._check_size(request, served, augmentation)
+        response = teacher_pb2.ClassifyResponse(model_digest=served.classifier.digest)
+        for at in range(0, len(request.items), self._group):
+            group = request.items[at : at + self._group]
+            await self._classify(request, group, project, served, augmentation, response)
+        return response
+
+    async def _classify(
+        self,
+        request: teacher_pb2.ClassifyRequest,
+        items: Sequence[items_pb2.ImageInput],
+        project: str,
+        served: ServedModel,
+        augmentation: Augmentation,
+        response: teacher_pb2.ClassifyResponse,
+    ) -> None:
+        """Add the results of some items to the response."""
+
+        async def prepare(item: items_pb2.ImageInput) -> _Views:
+            data = await read_bytes(item, self._blobs, project)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(
+                self._decoders, self._views, data, item.digest, served, augmentation
+            )
+
+        prepared = await each(items, prepare)
+        tensors = [t for one in prepared if isinstance(one, _Views) for t in one.tensors]
+        rows = await served.batcher.submit(tensors, shard=True)
+        remaining = iter(rows)
+        for item, one in zip(items, prepared, strict=True):
+            if isinstance(one, status_pb2.Status):
+                response.results.add(item_id=item.item_id, error=one)
+                continue
+            answers = [next(remaining).result for _ in one.tensors]
+            response.results.add(
+                item_id=item.item_id, classification=_answer(answers, served, request)
+            )
+            response.timings.preprocess_ms += one.preprocess_ms
+        _add_timings(response.timings, rows)
+
+    def _check_size(
+        self, request: teacher_pb2.ClassifyRequest, served: ServedModel, augmentation: Augmentation
+    ) -> None:
+        """Refuse what the answer to would be too large to be sent."""
+        classifier = served.classifier
+        sizes = {
+            teacher_pb2.CLASSIFY_OUTPUT_LOGITS: 4 * len(classifier.classes),
+            teacher_pb2.CLASSIFY_OUTPUT_FEATURES: 2 * classifier.feature_dim,
+        }
+        wanted = sum(sizes.get(output, 0) for output in _outputs(request))
+        size = wanted * augmentation.views * len(request.items)
+        if size > 0.9 * self._max_bytes:  # the rest is for names and frames
+            raise InvalidInput(
+                f"augmentation.views: {augmentation.views} views of {len(request.items)} images "
+                f"make {size >> 20} MiB of outputs; ask for fewer of either",
+                field="augmentation.views",
+            )
+
+    def _views(
+        self, data: bytes, digest: str, served: ServedModel, augmentation: Augmentation
+    ) -> _Views:
+        started_s = time.perf_counter()
+        image = images.decode(data, self._limits)
+        name, preprocessing = digest or digest_of(data), served.classifier.preprocessing
+        tensors = [
+            preprocessing.normalise(view_pixels(image, name, view, augmentation, preprocessing))
+            for view in range(augmentation.views)
+        ]
+        return _Views(tensors, (time.perf_counter() - started_s) * 1000)
+
+
+def _checked(request: teacher_pb2.ClassifyRequest) -> Augmentation:
+    if request.execution != items_pb2.EXECUTION_SHARD:
+        raise InvalidInput("augmentation: needs EXECUTION_SHARD", field="execution")
+    if request.cross_fitted:
+        raise InvalidInput(
+            "cross_fitted: held-out logits are known for images as they are, not for their views",
+            field="cross_fitted",
+        )
+    return read_augmentation(request.augmentation)
+
+
+def _outputs(
+    request: teacher_pb2.ClassifyRequest,
+) -> set[teacher_pb2.ClassifyOutput.ValueType]:
+    return set(request.outputs) or {teacher_pb2.CLASSIFY_OUTPUT_LOGITS}
+
+
+def _answer(
+    rows: Sequence[Row], served: ServedModel, request: teacher_pb2.ClassifyRequest
+) -> teacher_pb2.Classification:
+    outputs = _outputs(request)
+    answer = teacher_pb2.Classification()
+    if teacher_pb2.CLASSIFY_OUTPUT_LOGITS in outputs:
+        answer.logits.CopyFrom(to_message(np.stack([served.logits(row) for row in rows])))
+    if teacher_pb2.CLASSIFY_OUTPUT_FEATURES in outputs:
+        answer.features.CopyFrom(to_message(np.stack([row[1] for row in rows])))
+    return answer
+
+
+def _add_timings(timings: items_pb2.Timings, rows: Sequence[Served[Row]]) -> None:
+    timings.queue_ms = max(timings.queue_ms, *(row.queue_ms for row in rows), 0.0)
+    timings.compute_ms += sum({row.compute_ms for row in rows})
+    timings.batch_size = max(timings.batch_size, *(row.batch_size for row in rows), 0)
