@@ -20,6 +20,7 @@ _ORDER = (
     "teacher_outputs",
     "regions",
     "concepts",
+    "correct",
     "importance",
     "targets",
     "answers",
