@@ -146,6 +146,7 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         *("--candidates", "3", "--ranking-steps", "20", "--controls", "--training-seeds", "2"),
         *("--bytes-per-token", "30", "--steps", "200", "--seed", "7", "--evaluate", "stamps"),
         *("--verifier", "numeric", "--max-tokens", "64", "--model-id", "small"),
+        "--correct-teacher",
     )
     result = cli.run(capsys, *PRUNE, *flags, "--address", gateway.address)
     assert result.code == 0, result.err
@@ -166,6 +167,7 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         evaluation_datasets=["projects/default/datasets/stamps"],
         verifier=language_pb2.Verifier(numeric=language_pb2.NumericVerifier()),
         sampling=language_pb2.Sampling(max_tokens=64, seed=7),
+        correct_teacher=True,
     )
     for text in (
         "notes, big",

@@ -72,6 +72,23 @@ def test_a_cut_is_ranked_trained_and_served(running: Suite) -> None:
     assert language.generate(running, job.model, "red") is not None
 
 
+def test_a_corrected_teacher_teaches(running: Suite) -> None:
+    job = running.finish(
+        running.create(
+            spec(
+                non_embedding_share=0.6, axes="PRUNE_AXES_WIDTH", correct_teacher=True, model_id="c"
+            )
+        ),
+        timeout_s=300,
+    )
+    report: dict[str, Any] = running.read_json(job.report.digest)
+    losses = {k: v["cross_entropy"]["value"] for k, v in report["references"].items()}
+    assert losses["full"] < losses["uncorrected"]
+    assert report["references"]["full"]["kl_to_teacher"]["value"] == pytest.approx(0, abs=1e-3)
+    card = json.loads(language.files(running, job.model).card_json)
+    assert card["student"] == "c-teacher"
+
+
 def test_an_impossible_size_fails_before_any_target(running: Suite) -> None:
     name = running.create(spec(max_parameters=100))
     with pytest.raises(AssertionError, match="the least possible is"):

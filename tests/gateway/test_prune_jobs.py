@@ -131,11 +131,36 @@ async def test_controls_get_the_same_steps_and_targets(lab: Lab) -> None:
     assert {arm["seeds"] for arm in report["arms"]} == {2}
 
 
+async def test_a_corrected_teacher_is_what_is_pruned(lab: Lab) -> None:
+    training = {"maxSteps": 5, "patience": 2}
+    spec = await pruned(lab, correctTeacher=True, modelId="small", training=training)
+    job = await lab.done(await lab.start(prune=spec))
+    stages = [stage["stage"] for stage in job["stages"]]
+    assert stages[2:5] == ["estimate", "correct", "importance"]
+    teacher, full, own = lab.student.recipes
+    assert (teacher.student, teacher.training.patience) == ("tuned", 0)
+    assert teacher.training.loss == language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
+    assert teacher.text_shards
+    assert not teacher.HasField("cut")
+    (asked,) = lab.student.measured
+    assert asked.student == full.student == own.student == "small-teacher"
+    assert job["model"] == name_of("small")
+    assert set(job["json"]["references"]) == {"full", "uncorrected"}
+    assert {point["run"] for point in job["json"]["curves"]} == {"teacher", "prune/0"}
+    for change, words in (
+        ({"modelId": "x" * 60}, "model_id"),
+        ({"training": {"lora": {"rank": 2}}}, "must stay whole"),
+    ):
+        assert words in await lab.refused(prune={**spec, **change})
+
+
 async def test_axes_leave_candidates_out(lab: Lab) -> None:
     data = await prompts(lab)
     for axes, hidden in (("WIDTH", 32), ("DEPTH", 64), ("BOTH", 48)):
-        spec = await pruned(lab, dataset=data, axes=f"PRUNE_AXES_{axes}")
-        await lab.done(await lab.start(prune=spec))
+        tried = 1 if axes == "BOTH" else 3
+        spec = await pruned(lab, dataset=data, axes=f"PRUNE_AXES_{axes}", candidates=tried)
+        job = await lab.done(await lab.start(prune=spec))
+        assert "rank" not in [one["stage"] for one in job["stages"]]  # there is nothing to choose
         assert lab.student.recipes[-1].cut.shape.hidden_size == hidden
 
 

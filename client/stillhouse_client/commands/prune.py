@@ -81,6 +81,12 @@ class CutFlags:
         ),
     ] = False
     training_seeds: Annotated[int, typer.Option(min=0, help="Training seeds per arm; 1.")] = 0
+    correct_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--correct-teacher", help="Train the whole model on the dataset first; it is kept, too."
+        ),
+    ] = False
 
 
 def prune(
@@ -115,6 +121,7 @@ def prune(
         ranking_steps=cut.ranking_steps,
         controls=cut.controls,
         training_seeds=cut.training_seeds,
+        correct_teacher=cut.correct_teacher,
         evaluation_datasets=[named("datasets", one) for one in evaluate or []],
         verifier=training_flags.verifier(verifier),
         sampling=sampling.message(training.seed),

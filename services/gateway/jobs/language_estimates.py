@@ -126,6 +126,8 @@ async def estimate_prune_job(
         "targets": tokens * token_s,
         "fit": _LOAD_S + runs * (_LOAD_S + trained * step_s),
     }
+    if spec.correct_teacher:
+        stage_s["correct"] = _LOAD_S + trained * token_s * _TRAIN
     if spec.candidates > 1:
         short = trained * ranking_steps_of(spec, steps) / steps
         stage_s["rank"] = spec.candidates * (_LOAD_S + short * step_s)

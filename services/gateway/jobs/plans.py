@@ -150,6 +150,8 @@ class PrunePlan(TypedDict):
     model: ModelPlan
     """What is cut; as it is, it is the teacher."""
     sequence_length: int
+    correction: str
+    """Digest of the report of the teacher's correction; empty where there was none."""
 
 
 class PruneCandidate(TypedDict):

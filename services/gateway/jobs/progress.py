@@ -21,6 +21,7 @@ _ORDER = (
     "teacher_views",
     "regions",
     "concepts",
+    "correct",
     "importance",
     "targets",
     "answers",

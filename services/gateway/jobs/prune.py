@@ -31,18 +31,18 @@ from services.gateway.jobs.plans import (
 from services.gateway.jobs.prune_arms import Recipes, ranking_exam
 from services.gateway.jobs.prune_checks import check_prune_job, prune_names
 from services.gateway.jobs.prune_cuts import cuts_of, importance_recipe, said_of
+from services.gateway.jobs.prune_data import (
+    exam_of,
+    measured_shards,
+    steps_for,
+    training_shards,
+)
 from services.gateway.jobs.prune_report import held_out_cross_entropy, make_report
 from services.gateway.jobs.prune_specs import model_id_of, ranking_steps_of, runs_of
+from services.gateway.jobs.prune_teacher import correct
 from services.gateway.jobs.targets import check_stored, for_training, most_probable, store_targets
-from services.gateway.jobs.text_data import (
-    Measured,
-    evaluation_of,
-    held_out,
-    is_trainable,
-    measured_datasets,
-    shards_of,
-)
-from services.gateway.jobs.training import Place, steps_of, train
+from services.gateway.jobs.text_data import Measured, measured_datasets
+from services.gateway.jobs.training import Place, train
 
 
 class Fitted(TypedDict):
@@ -60,10 +60,12 @@ async def prune_job(job: Job) -> dict[str, str]:
     plan = await job.stage("check", check, inputs)
     cost = await job.stage("estimate", estimate, plan)
     job.progress.expect(cost["stage_s"])
+    if job.spec.prune.correct_teacher:
+        plan = await job.stage("correct", correct, plan)
     cuts = await job.stage("importance", importance, plan)
     data = await job.stage("targets", targets, plan)
     choice = PruneChoice(number=0, ranked=[])
-    if job.spec.prune.candidates > 1:
+    if min(job.spec.prune.candidates, len(cuts["candidates"])) > 1:
         choice = await job.stage("rank", rank, plan, cuts, data)
     fitted = await job.stage("fit", fit, plan, cuts, data, choice)
     return await job.stage("publish", publish, plan, cuts, data, choice, fitted)
@@ -94,7 +96,7 @@ async def importance(job: Job, plan: PrunePlan) -> PruneCuts:
 
     Raises InvalidInput where no model is as small as that.
     """
-    texts = await _training_shards(job, plan)
+    texts = await training_shards(job, plan)
     recipe = importance_recipe(job.spec.prune, plan, texts)
     request = student_pb2.TrainRequest(importance=recipe)
     measured = await train(job, request, stage="importance")
@@ -106,7 +108,7 @@ async def importance(job: Job, plan: PrunePlan) -> PruneCuts:
 async def targets(job: Job, plan: PrunePlan) -> LanguageData:
     """Store the whole model's distribution at every token, once for all candidates and arms."""
     spec = job.spec.prune
-    texts, measured = await _training_shards(job, plan), await _measured(job, plan)
+    texts, measured = await training_shards(job, plan), await measured_shards(job, plan)
     if spec.candidates > 1 and not measured.texts:
         raise Precondition("no test record has text, so there is nothing to rank candidates on")
     model, length = plan["model"], plan["sequence_length"]
@@ -133,8 +135,8 @@ async def targets(job: Job, plan: PrunePlan) -> LanguageData:
 async def rank(job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData) -> PruneChoice:
     """Train the likeliest cuts shortly; choose the one of the lowest held-out cross-entropy."""
     spec = job.spec.prune
-    recipes = Recipes(spec, plan, cuts, data, ranking_exam(await _measured(job, plan)))
-    steps = ranking_steps_of(spec, _steps(job, data))
+    recipes = Recipes(spec, plan, cuts, data, ranking_exam(await measured_shards(job, plan)))
+    steps = ranking_steps_of(spec, steps_for(job, data))
     count = min(spec.candidates, len(cuts["candidates"]))
     ranked: list[RankedCut] = []
     for number in range(count):
@@ -156,13 +158,13 @@ async def fit(
     job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, choice: PruneChoice
 ) -> Fitted:
     """Train the chosen cut and its controls, with every seed, for equally many steps."""
-    spec, measured = job.spec.prune, await _measured(job, plan)
-    recipes = Recipes(spec, plan, cuts, data, _exam(job, measured, data))
+    spec, measured = job.spec.prune, await measured_shards(job, plan)
+    recipes = Recipes(spec, plan, cuts, data, exam_of(job, measured, data))
     full = ""
     if measured != Measured((), (), ()):
         request = student_pb2.TrainRequest(language=recipes.of_full_model())
         full = (await train(job, request, run="full"))["blobs"]["report"]
-    stored, steps = data["targets"], _steps(job, data)
+    stored, steps = data["targets"], steps_for(job, data)
     assert stored is not None
     asked = runs_of(spec)
     runs: list[Run] = []
@@ -213,35 +215,8 @@ async def publish(
         reports={digest: await read(digest) for digest in dict.fromkeys(digests)},
         importance=await read(cuts["report"]),
         full=await read(fitted["full"]) if fitted["full"] else {},
+        correction=await read(plan["correction"]) if plan["correction"] else {},
         stored=data["targets"],
     )
     model = await publish_model(job, model_id_of(job.spec.prune), fitted["model"])
     return {"model": model, "report": await store_report(job, report)}
-
-
-async def _training_shards(job: Job, plan: PrunePlan) -> list[str]:
-    dataset = plan["inputs"]["dataset"]
-    assert dataset is not None
-    found = await shards_of(job.tools, job.project, dataset, "train", is_trainable)
-    if not found:
-        raise Precondition(f"dataset {dataset['name']} has no train record with text")
-    return found
-
-
-async def _measured(job: Job, plan: PrunePlan) -> Measured:
-    spec = job.spec.prune
-    verifier = spec.verifier if spec.HasField("verifier") else None
-    datasets = measured_datasets(plan["inputs"])
-    return await held_out(job.tools, job.project, datasets, verifier, chat=False)
-
-
-def _exam(job: Job, measured: Measured, data: LanguageData) -> student_pb2.LanguageEvaluation:
-    """Return all that the arms measure, before and after their training."""
-    spec, held = job.spec.prune, data["held_out"]
-    verifier = spec.verifier if spec.HasField("verifier") else None
-    return evaluation_of(measured, held["shards"] if held else [], verifier, spec.sampling)
-
-
-def _steps(job: Job, data: LanguageData) -> int:
-    assert data["targets"] is not None
-    return steps_of(job.spec.prune.training, data["targets"]["sequences"], with_replay=False)

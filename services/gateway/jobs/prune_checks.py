@@ -19,7 +19,7 @@ from services.gateway.jobs.language_checks import (
     sequence_length,
 )
 from services.gateway.jobs.plans import ModelPlan, PrunePlan, TextInputs
-from services.gateway.jobs.prune_specs import BYTES, model_id_of, size_of
+from services.gateway.jobs.prune_specs import BYTES, models_of, size_of
 from services.gateway.jobs.text_data import measured_datasets
 
 
@@ -43,11 +43,12 @@ async def check_prune_job(
     check_chat([model], chat=converses)
     check_whole(model)
     check_cuts(spec, model)
-    await check_free(tools, project, model_id_of(spec), patient=patient)
+    for model_id in models_of(spec):
+        await check_free(tools, project, model_id, patient=patient)
     if spec.candidates > 1 or spec.training.patience:
         await check_held_out(tools, project, inputs)
     length = sequence_length(spec.training, [model])
-    return PrunePlan(inputs=inputs, model=model, sequence_length=length)
+    return PrunePlan(inputs=inputs, model=model, sequence_length=length, correction="")
 
 
 def check_whole(model: ModelPlan) -> None:

@@ -9,7 +9,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from services.common.errors import Internal
 from services.gateway.jobs.arms import Report, Run, arm_reports, curves_of, paired
-from services.gateway.jobs.plans import PruneCandidate, PruneChoice, PruneCuts, Targets
+from services.gateway.jobs.plans import PruneCandidate, PruneChoice, PruneCuts, RankedCut, Targets
 from services.gateway.jobs.prune_specs import BYTES, CONTROLS, OWN_ARM, size_of
 from services.gateway.jobs.targets import target_figures
 
@@ -30,12 +30,14 @@ def make_report(
     reports: Mapping[str, Report],
     importance: Report,
     full: Report,
+    correction: Report,
     stored: Targets | None,
 ) -> Report:
     """Return the whole report as JSON values.
 
-    `reports` holds the reports of runs and candidates by digest, `full` is that of the whole model;
-    `before`, `after` and `change` are of the job's own arm.
+    `reports` holds the reports of runs and candidates by digest, `full` is that of the whole model,
+    `correction` that of its training before, empty where there was none. `before`, `after` and
+    `change` are of the job's own arm.
     """
     arms, tables = arm_reports(runs, reports, None)
     own, chosen = arms[0], cuts["candidates"][choice["number"]]
@@ -50,14 +52,18 @@ def make_report(
         "change": own["change"],
         "arms": arms,
         "paired": {name: paired(tables, OWN_ARM, name) for name in CONTROLS if name in tables},
-        "references": {"full": full.get("before", {})},
-        "curves": curves_of(runs, reports) + _ranking_curves(choice, reports),
+        "references": _references(full, correction),
+        "curves": [
+            *_named("teacher", correction),
+            *(one for tried in choice["ranked"] for one in _candidate_curve(tried, reports)),
+            *curves_of(runs, reports),
+        ],
         "budget": _BUDGET,
         "calibration": importance.get("calibration", {}),
         "layers": importance.get("layers", []),
         "targets": target_figures(stored) if stored else {},
         "skipped": list(stored["skipped"]) if stored else [],
-        "seconds": sum(float(one.get("seconds") or 0) for one in [*arms, *ranked]),
+        "seconds": sum(float(one.get("seconds") or 0) for one in [*arms, *ranked, correction]),
     }
 
 
@@ -98,9 +104,16 @@ def _candidates(cuts: PruneCuts, choice: PruneChoice) -> list[dict[str, Any]]:
     ]
 
 
-def _ranking_curves(choice: PruneChoice, reports: Mapping[str, Report]) -> list[Report]:
-    return [
-        {**point, "run": f"candidate/{one['number']}"}
-        for one in choice["ranked"]
-        for point in reports[one["report"]].get("curves", [])
-    ]
+def _references(full: Report, correction: Report) -> dict[str, Report]:
+    """Return what the whole model measured, and before it was corrected."""
+    found = {"full": full.get("before", {})}
+    return found | ({"uncorrected": correction.get("before", {})} if correction else {})
+
+
+def _candidate_curve(tried: RankedCut, reports: Mapping[str, Report]) -> list[Report]:
+    return _named(f"candidate/{tried['number']}", reports[tried["report"]])
+
+
+def _named(run: str, report: Report) -> list[Report]:
+    """Return the points of a run's learning curve with its name."""
+    return [{**point, "run": run} for point in report.get("curves", [])]

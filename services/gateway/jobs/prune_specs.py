@@ -67,12 +67,23 @@ def check_prune_spec(
     check_sampling(spec.sampling)
     if spec.HasField("verifier"):
         check_verifier(spec.verifier, sandbox=sandbox)
-    check_model_id(model_id_of(spec), spec.model)
+    for model_id in models_of(spec):
+        check_model_id(model_id, spec.model)
 
 
 def model_id_of(spec: pb.PruneJobSpec) -> str:
     """Return the last part of the new model's name."""
     return spec.model_id or f"{spec.model.rsplit('/', 1)[-1][:56]}-pruned"
+
+
+def teacher_id_of(spec: pb.PruneJobSpec) -> str:
+    """Return the last part of the corrected teacher's name."""
+    return f"{model_id_of(spec)}-teacher"
+
+
+def models_of(spec: pb.PruneJobSpec) -> list[str]:
+    """Return the last parts of the names of all models that the job makes."""
+    return [model_id_of(spec), *([teacher_id_of(spec)] if spec.correct_teacher else [])]
 
 
 def arms_of(spec: pb.PruneJobSpec) -> list[str]:
@@ -117,8 +128,9 @@ def _check_training(spec: pb.PruneJobSpec) -> None:
             "control, which `controls` trains",
             field="training.loss",
         )
-    if spec.controls and spec.training.HasField("lora"):
+    if spec.training.HasField("lora") and (spec.controls or spec.correct_teacher):
         raise InvalidInput(
-            "training.lora: random weights have nothing to adapt; leave out `lora` or `controls`",
+            "training.lora: random weights have nothing to adapt, and a corrected teacher must "
+            "stay whole; leave out `lora`, or `controls` and `correct_teacher`",
             field="training.lora",
         )
