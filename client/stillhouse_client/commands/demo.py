@@ -13,7 +13,7 @@ import typer
 
 from stillhouse_client import demo_report
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands import demo_tuneshift, output
+from stillhouse_client.commands import demo_classifier, demo_tuneshift, output
 from stillhouse_client.commands.demo_suite import finish, gateway, showing
 from stillhouse_client.commands.session import DataDir, Json, Project
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
@@ -162,3 +162,4 @@ def _text(found: Any) -> str:
 
 
 app.command("tuneshift")(demo_tuneshift.tuneshift)
+app.command("classifier")(demo_classifier.classifier)
