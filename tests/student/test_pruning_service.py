@@ -47,7 +47,7 @@ def test_malformed_recipes_are_refused_at_once(running):
     with pytest.raises(grpc.RpcError) as caught:
         running.train(language_suite.request("empty", cut=student_pb2.PruneCut()))
     assert suite.violations(caught.value) == ["cut.importance"]
-    with pytest.raises(grpc.RpcError, match="linear_head, language, importance is required"):
+    with pytest.raises(grpc.RpcError, match="language, importance, classifier is required"):
         running.train(student_pb2.TrainRequest(project=suite.PROJECT, run_id="none"))
 
 
