@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PROTOS := $(shell find protos -name '*.proto')
 INSTALL_INPUTS := pyproject.toml hatch_build.py scripts/protos.py $(PROTOS)
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 5000
 PYTEST := $(BIN)/python -m pytest
 
 WEB := services/gateway/web_dist/index.html
