@@ -69,12 +69,8 @@ async def teacher_views(job: Job, plan: ClassifierPlan) -> Shards:
     """Ask the teacher for its response to every view of every training image."""
     spec = job.spec.classifier
     manifest = await read_manifest(job.tools, job.project, plan["dataset"])
-    stage = view_stage(
-        job.tools,
-        plan["teacher"],
-        augmentation_of(spec),
-        features=spec.training.feature_weight > 0,
-    )
+    views, features = augmentation_of(spec), plan["feature_dim"] > 0
+    stage = view_stage(job.tools, plan["teacher"], views, features=features)
     return await run_shards(job, stage, part(manifest, "train"))
 
 

@@ -53,7 +53,7 @@ async def check_classifier_job(
     return ClassifierPlan(
         dataset=dataset,
         teacher=teacher_plan(spec.teacher, model, manifest),
-        multi_label=manifest.multi_label,
+        feature_dim=model.image_classifier.feature_dim if spec.training.feature_weight else 0,
     )
 
 

@@ -104,8 +104,8 @@ async def estimate_classifier_job(
     manifest = await read_manifest(tools, project, plan["dataset"])
     test, train = part(manifest, "test"), part(manifest, "train")
     outputs = teacher_stage(tools, plan["teacher"])
-    augmentation, matched = augmentation_of(spec), spec.training.feature_weight > 0
-    views = view_stage(tools, plan["teacher"], augmentation, features=matched)
+    augmentation, width = augmentation_of(spec), plan["feature_dim"]
+    views = view_stage(tools, plan["teacher"], augmentation, features=width > 0)
     to_classify = await missing_items(tools.blobs, project, outputs, test)
     to_view = await missing_items(tools.blobs, project, views, train)
     sample = (to_classify or test.items) if to_view else to_classify
@@ -121,7 +121,7 @@ async def estimate_classifier_job(
             "teacher_views": passes * item_s,
             "fit": runs * (_FIT_S + steps * batch * item_s),
         },
-        stored_bytes=4 * classes * len(to_classify) + 2 * classes * passes,
+        stored_bytes=4 * classes * len(to_classify) + 2 * (classes + width) * passes,
     )
 
 

@@ -49,7 +49,8 @@ class ClassifierPlan(TypedDict):
 
     dataset: DatasetPlan
     teacher: TeacherPlan
-    multi_label: bool
+    feature_dim: int
+    """Of the teacher's features that are matched; 0 where none are."""
 
 
 class Words(TypedDict):
