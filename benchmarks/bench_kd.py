@@ -14,7 +14,7 @@ gain_share = (CE_ce - CE_sparse) / (CE_ce - CE_full) on held-out speeches, with 
 interval over sequences and seeds. step_ratio is the median of sparse step / plain step, taken side
 by side: reading targets, forward, loss, backward and optimizer. The last line is one JSON object.
 
-    python -m benchmarks.bench_kd [--steps 40] [--passes 2] [--healing 60] [--seeds 3] [--quick]
+    python -m benchmarks.bench_kd [--steps 40] [--passes 4] [--healing 60] [--seeds 3] [--quick]
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def main() -> None:
     """Run, print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--passes", type=int, default=2, help="times each sequence is seen")
+    parser.add_argument("--passes", type=int, default=4, help="times each sequence is seen")
     parser.add_argument("--healing", type=int, default=60, help="steps before the arms part")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
