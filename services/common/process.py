@@ -10,8 +10,8 @@ def share_cores() -> None:
 
     Threads that spin take the cores from the other services of one machine: with two model
     processes on two cores, a forward pass was three times slower. Threads that sleep at once must
-    be woken for every small operator: a training step took 2.0 s instead of 1.4 s. They spin for a
-    fraction of a millisecond. Read by libgomp when torch loads, so call it before.
+    be woken for every small operator: a training step took 2.0 s instead of 1.5 s. So they spin
+    for a moment. Read by libgomp when torch loads, so call it before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import grpc
 from stillhouse.common.v1 import language_pb2
 from stillhouse.gateway.v1 import (
     datasets_pb2,
@@ -112,10 +113,20 @@ def samples(suite: Suite, name: str) -> list[jobs_pb2.JobSample]:
 
 
 def files(suite: Suite, model: str) -> models_pb2.ProjectModelFiles:
-    """What a model that a job made consists of."""
+    """What a model that a job made consists of. A service that has just come back is UNAVAILABLE
+    until the gateway has connected again, which callers are to wait for."""
+    request = models_pb2.GetTeacherRequest(name=model)
+    until_s = time.monotonic() + 20
     with suite.channel() as channel:
         stub = models_pb2_grpc.ModelServiceStub(channel)
-        return stub.GetTeacher(models_pb2.GetTeacherRequest(name=model), timeout=120).files
+        while True:
+            try:
+                return stub.GetTeacher(request, timeout=120).files
+            except grpc.RpcError as error:
+                away = error.code() == grpc.StatusCode.UNAVAILABLE
+                if not away or time.monotonic() > until_s:
+                    raise
+            time.sleep(0.2)
 
 
 def generate(suite: Suite, model: str, prompt: str) -> str:
