@@ -8,28 +8,22 @@ classifier  small-cnn from teacher and labels; beside it labels alone, and the t
 from __future__ import annotations
 
 import json
-import time
-import uuid
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import jobs_pb2
 from stillhouse.student.v1 import student_pb2
 
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.demo import BACKBONE, Say, ShowJob
-from stillhouse_client.jobs import Spec, check_outcome
+from stillhouse_client.demo import BACKBONE
+from stillhouse_client.demo_steps import Say, ShowJob, request_id, run_job, timed
+from stillhouse_client.jobs import Spec
 
-R = TypeVar("R")
 ARCHITECTURE = "small-cnn"
 INPUT_PX = 32
 BATCH_IMAGES = 64
-_MOST_ATTEMPTS = 20
-_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "stillhouse/demo/classifier")
-_FAILED = (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -59,8 +53,7 @@ class ClassifierPlan:
 
     def request_id(self, *parts: str) -> str:
         """Return the request id of a step: the same in every run of this version and plan."""
-        text = "/".join([metadata.version("stillhouse"), repr(self), *parts])
-        return str(uuid.uuid5(_IDS, text))
+        return request_id("stillhouse/demo/classifier", repr(self), *parts)
 
 
 @dataclass
@@ -83,18 +76,14 @@ class ClassifierDemo:
 
     async def run(self) -> ClassifierStory:
         """Run the steps in order; what an earlier run of the plan finished is taken as it is."""
-        dataset = await self._timed("dataset", self._dataset())
-        head = self.story.jobs["teacher"] = await self._timed("teacher", self._teacher(dataset))
-        self.story.jobs["classifier"] = await self._timed(
-            "classifier", self._classifier(dataset, head.model)
+        dataset = await timed(self.story.step_s, "dataset", self._dataset())
+        head = self.story.jobs["teacher"] = await timed(
+            self.story.step_s, "teacher", self._teacher(dataset)
+        )
+        self.story.jobs["classifier"] = await timed(
+            self.story.step_s, "classifier", self._classifier(dataset, head.model)
         )
         return self.story
-
-    async def _timed(self, step: str, work: Awaitable[R]) -> R:
-        started_s = time.monotonic()
-        result = await work
-        self.story.step_s[step] = round(time.monotonic() - started_s, 3)
-        return result
 
     async def _dataset(self) -> str:
         self._say(f"dataset {self._plan.name()}: {self._plan.images} images of CIFAR-10")
@@ -133,16 +122,8 @@ class ClassifierDemo:
         return await self._job(spec, "classifier")
 
     async def _job(self, spec: Spec, step: str) -> jobs_pb2.DistillationJob:
-        """Run a job, or find it done. One that failed in an earlier run is started anew."""
-        for attempt in range(_MOST_ATTEMPTS):
-            job = await self._client.jobs.create(
-                spec, request_id=self._plan.request_id(step, str(attempt))
-            )
-            if job.state not in _FAILED:
-                break
-        async for event in self._client.jobs.watch(job.name):
-            self._show(event.job)
-        return check_outcome(await self._client.jobs.get(job.name))
+        name = partial(self._plan.request_id, step)
+        return await run_job(self._client, spec, name, self._show)
 
 
 async def build(

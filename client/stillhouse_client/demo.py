@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
+from functools import partial
 from typing import Any
 
 from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2, students_pb2
 from stillhouse.student.v1 import student_pb2
 
 from stillhouse_client.client import AsyncClient
+from stillhouse_client.demo_steps import Say, ShowJob, request_id, run_job, timed
 from stillhouse_client.errors import Mismatch
-from stillhouse_client.jobs import check_outcome
+from stillhouse_client.jobs import Spec
 
 TASKS = ("coarse", "fine")
 BACKBONE = "efficientnet-lite0"
 FACTOR = 2.0
-_MOST_ATTEMPTS = 20
-_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "stillhouse/demo")
-_FAILED = (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
-
-Say = Callable[[str], None]
-ShowJob = Callable[[jobs_pb2.DistillationJob], None]
 
 
 @dataclass(frozen=True)
@@ -43,8 +37,7 @@ class Plan:
 
     def request_id(self, *parts: str) -> str:
         """Return the request id of a step: the same in every run of this version."""
-        text = "/".join([metadata.version("stillhouse"), self.name(""), *parts])
-        return str(uuid.uuid5(_IDS, text))
+        return request_id("stillhouse/demo", self.name(""), *parts)
 
 
 @dataclass
@@ -99,24 +92,22 @@ class Demo:
         """Run the steps in order; what an earlier run of the plan finished is taken as it is."""
         datasets = {}
         for task in TASKS:
-            datasets[task] = await self._timed(f"dataset {task}", self._dataset(task))
+            datasets[task] = await timed(self.story.step_s, f"dataset {task}", self._dataset(task))
         for task in TASKS:
             started_s = time.monotonic()
-            head = await self._timed(f"teacher {task}", self._teacher(task, datasets[task]))
-            job = await self._timed(f"student {task}", self._student(task, datasets[task], head))
+            head = await timed(
+                self.story.step_s, f"teacher {task}", self._teacher(task, datasets[task])
+            )
+            job = await timed(
+                self.story.step_s, f"student {task}", self._student(task, datasets[task], head)
+            )
             self.story.tasks[task] = Task(
                 task, datasets[task], head, job, time.monotonic() - started_s
             )
-        self.story.tuning = await self._timed(
-            "tuning", self._tune(self._plan.name("fine"), datasets["fine"])
+        self.story.tuning = await timed(
+            self.story.step_s, "tuning", self._tune(self._plan.name("fine"), datasets["fine"])
         )
         return self.story
-
-    async def _timed(self, step: str, work: Any) -> Any:
-        started_s = time.monotonic()
-        result = await work
-        self.story.step_s[step] = round(time.monotonic() - started_s, 3)
-        return result
 
     async def _dataset(self, task: str) -> datasets_pb2.Dataset:
         name = self._plan.name(task)
@@ -147,19 +138,9 @@ class Demo:
         )
         return await self._job(spec, "student", task)
 
-    async def _job(
-        self, spec: jobs_pb2.ConceptJobSpec | jobs_pb2.TeacherHeadJobSpec, *key: str
-    ) -> jobs_pb2.DistillationJob:
-        """Run a job, or find it done. One that failed in an earlier run is started anew."""
-        for attempt in range(_MOST_ATTEMPTS):
-            job = await self._client.jobs.create(
-                spec, request_id=self._plan.request_id(*key, str(attempt))
-            )
-            if job.state not in _FAILED:
-                break
-        async for event in self._client.jobs.watch(job.name):
-            self._show(event.job)
-        return check_outcome(await self._client.jobs.get(job.name))
+    async def _job(self, spec: Spec, *key: str) -> jobs_pb2.DistillationJob:
+        name = partial(self._plan.request_id, *key)
+        return await run_job(self._client, spec, name, self._show)
 
     async def _tune(self, student: str, dataset: datasets_pb2.Dataset) -> Tuning:
         students = self._client.students

@@ -9,21 +9,16 @@ carried into another shape of it, from two seed prompts and a list of words.
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import TypeVar
+from functools import partial
 
 from stillhouse.common.v1 import language_pb2
 from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2
 
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.demo import Say, ShowJob
-from stillhouse_client.jobs import Spec, check_outcome
+from stillhouse_client.demo_steps import Say, ShowJob, request_id, run_job, timed
+from stillhouse_client.jobs import Spec
 
-R = TypeVar("R")
 BASE = "smollm2-135m"
 KEPT_LAYERS = (0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 18, 19, 20, 21, 22, 23, 24, 27, 28, 29)
 """Of 30: those that change their input most (1 - cosine of input and output, on general text)."""
@@ -36,9 +31,6 @@ BATCH_SEQUENCES = 16
 REPLAY_SHARE = 0.125
 """Of a step's sequences, general text: passages are longer than answers, so that it is a third of
 the tokens."""
-_MOST_ATTEMPTS = 20
-_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "stillhouse/demo/tuneshift")
-_FAILED = (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -75,8 +67,7 @@ class TuneShiftPlan:
 
     def request_id(self, *parts: str) -> str:
         """Return the request id of a step: the same in every run of this version and plan."""
-        text = "/".join([metadata.version("stillhouse"), repr(self), *parts])
-        return str(uuid.uuid5(_IDS, text))
+        return request_id("stillhouse/demo/tuneshift", repr(self), *parts)
 
 
 @dataclass
@@ -99,18 +90,14 @@ class TuneShiftDemo:
 
     async def run(self) -> TuneShiftStory:
         """Run the steps in order; what an earlier run of the plan finished is taken as it is."""
-        await self._timed("datasets", self._datasets())
+        await timed(self.story.step_s, "datasets", self._datasets())
         words = await self._words()
-        self.story.jobs["tuned"] = await self._timed("tuned", self._tuned())
-        self.story.jobs["target"] = await self._timed("target", self._target())
-        self.story.jobs["tuneshift"] = await self._timed("tuneshift", self._shift(words))
+        self.story.jobs["tuned"] = await timed(self.story.step_s, "tuned", self._tuned())
+        self.story.jobs["target"] = await timed(self.story.step_s, "target", self._target())
+        self.story.jobs["tuneshift"] = await timed(
+            self.story.step_s, "tuneshift", self._shift(words)
+        )
         return self.story
-
-    async def _timed(self, step: str, work: Awaitable[R]) -> R:
-        started_s = time.monotonic()
-        result = await work
-        self.story.step_s[step] = round(time.monotonic() - started_s, 3)
-        return result
 
     async def _datasets(self) -> None:
         self._say(f"datasets: {self._plan.facts} facts of WordNet, and addresses as general text")
@@ -206,16 +193,8 @@ class TuneShiftDemo:
         return await self._job(spec, "tuneshift")
 
     async def _job(self, spec: Spec, step: str) -> jobs_pb2.DistillationJob:
-        """Run a job, or find it done. One that failed in an earlier run is started anew."""
-        for attempt in range(_MOST_ATTEMPTS):
-            job = await self._client.jobs.create(
-                spec, request_id=self._plan.request_id(step, str(attempt))
-            )
-            if job.state not in _FAILED:
-                break
-        async for event in self._client.jobs.watch(job.name):
-            self._show(event.job)
-        return check_outcome(await self._client.jobs.get(job.name))
+        name = partial(self._plan.request_id, step)
+        return await run_job(self._client, spec, name, self._show)
 
     def _full(self, collection: str, what: str) -> str:
         return f"projects/{self._client.project}/{collection}/{self._plan.name(what)}"

@@ -13,7 +13,7 @@ from stillhouse.gateway.v1 import jobs_pb2
 from stillhouse_client.commands import output
 from stillhouse_client.commands.session import EXIT_INTERRUPTED
 from stillhouse_client.commands.watching import JobBars
-from stillhouse_client.demo import Say, ShowJob
+from stillhouse_client.demo_steps import Say, ShowJob
 from stillhouse_client.suite import state
 from stillhouse_client.suite.config import SuiteConfig
 from stillhouse_client.suite.supervisor import Suite
