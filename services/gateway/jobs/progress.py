@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from services.gateway.jobs import records
@@ -58,6 +58,11 @@ class _Clock:
     started_s: float
     before_s: float
     """Seconds that earlier attempts at this stage took."""
+    counted_s: float = 0.0
+    """When the first even unit was counted; 0 where there is none."""
+    before: int = 0
+    """Even units that were done when it began to count them: by earlier attempts, or while what
+    comes before the first unit went on."""
 
 
 class Progress:
@@ -80,6 +85,7 @@ class Progress:
         """Start a stage, or start it again after a gateway was killed in it."""
         before_s = self._stages[name].elapsed_s if name in self._stages else 0.0
         self._stages[name] = Stage(name, elapsed_s=before_s)
+        self._even.discard(name)
         self._clocks[name] = _Clock(time.monotonic(), before_s)
         await self.say(f"{name}: started")
 
@@ -101,8 +107,10 @@ class Progress:
         curve are always sent.
         """
         stage = self._stages[name]
-        if even:
+        if even and done > 0 and name not in self._even:
             self._even.add(name)
+            clock = self._clocks[name]
+            self._clocks[name] = replace(clock, counted_s=time.monotonic(), before=done)
         stage.done, stage.total, stage.unit, stage.cache_hits = done, total, unit, cache_hits
         if curve is not None or time.monotonic() - self._sent_s >= _EVENT_S:
             await self._send(lambda: self._sentence(stage, detail), curve=curve)
@@ -136,11 +144,12 @@ class Progress:
 
     def _rate(self, stage: Stage) -> float:
         clock = self._clocks.get(stage.stage)
-        worked = stage.done - stage.cache_hits
         timed = stage.unit in _TIMED_UNITS or stage.stage in self._even
-        if clock is None or worked <= 0 or not timed:
+        if clock is None or not timed:
             return 0.0
-        return worked / max(time.monotonic() - clock.started_s, 1e-3)
+        worked = stage.done - stage.cache_hits - clock.before
+        since_s = clock.counted_s or clock.started_s
+        return worked / max(time.monotonic() - since_s, 1e-3) if worked > 0 else 0.0
 
     def _sentence(self, stage: Stage, detail: str) -> str:
         of = f" of {stage.total:,}" if stage.total else ""
