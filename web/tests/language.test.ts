@@ -110,7 +110,7 @@ describe("curves", () => {
   it("grow by run, rising by step; a step told twice counts once", () => {
     let curves: Curves = {};
     for (const [step, loss] of [[1, 3], [2, 2.5], [2, 2.4], [1, 2.9]] as const) curves = withPoints(curves, { metrics: { loss }, metricsStep: String(step) });
-    curves = withPoints(curves, { metrics: { heldout_cross_entropy: 3.1, learning_rate: 1e-4, odd: NaN }, metricsStep: "2", metricsRun: "no_filter/1" });
+    curves = withPoints(curves, { metrics: { heldout_cross_entropy: 3.1, learning_rate: 1e-4, images_per_s: 9, odd: NaN }, metricsStep: "2", metricsRun: "no_filter/1" });
     expect(curves.loss).toEqual({ "": [[1, 2.9], [2, 2.4]] });
     expect(seriesOf(curves)).toEqual(["loss", "heldout_cross_entropy"]);
     expect(seriesTitle("heldout_cross_entropy")).toBe("Held-out cross entropy");

@@ -15,8 +15,17 @@ export type ConceptSpec = Schemas["ConceptJobSpecInput"];
 export type HeadSpec = Schemas["TeacherHeadJobSpecInput"];
 export type LanguageSpec = Schemas["LanguageJobSpecInput"];
 export type ShiftSpec = Schemas["TuneShiftJobSpecInput"];
+export type PruneSpec = Schemas["PruneJobSpecInput"];
+export type ClassifierSpec = Schemas["ClassifierJobSpecInput"];
 export type Training = Schemas["LanguageTrainingInput"];
-export type Spec = { concept: ConceptSpec } | { teacherHead: HeadSpec } | { language: LanguageSpec } | { tuneshift: ShiftSpec };
+export type Verifier = Schemas["VerifierInput"];
+export type Spec =
+  | { concept: ConceptSpec }
+  | { teacherHead: HeadSpec }
+  | { language: LanguageSpec }
+  | { tuneshift: ShiftSpec }
+  | { prune: PruneSpec }
+  | { classifier: ClassifierSpec };
 export type DatasetKind = Schemas["DatasetKind"];
 export type JobEstimate = Schemas["EstimateDistillationJobResponse"];
 

@@ -6,8 +6,8 @@ export type Curves = Readonly<Record<string, Readonly<Record<string, readonly Po
 
 const MOST_POINTS = 2000;
 /** What is drawn, in this order; everything else that comes follows, but for what is no measure of learning. */
-const FIRST = ["loss", "heldout_cross_entropy"];
-const LEFT_OUT = new Set(["learning_rate", "tokens_per_s"]);
+const FIRST = ["loss", "heldout_cross_entropy", "heldout_accuracy"];
+const LEFT_OUT = new Set(["learning_rate", "tokens_per_s", "images_per_s"]);
 
 interface Event {
   metrics?: Record<string, number> | undefined;

@@ -37,6 +37,13 @@ export function backbones(models: readonly Model[], jobs: readonly DistillationJ
   return models.filter((model) => !made.has(model.name));
 }
 
+/** Returns the choice that a form begins with: a teacher that was trained for the data, else the usual network to train one on. */
+export function firstTeacher(project: string, trained: readonly string[], models: readonly Model[]): Pick<Form, "teacher" | "backbone"> {
+  const usual = `projects/${project}/models/${DEFAULT_BACKBONE}`;
+  const backbone = models.some((one) => one.name === usual) ? usual : (models[0]?.name ?? usual);
+  return { teacher: trained[0] ?? TRAIN, backbone };
+}
+
 /** Returns the words of a text, one per line or comma; each once, in their order. */
 export function wordsOf(text: string): string[] {
   const words = text.split(/[\n,;]+/).map((word) => word.trim().replace(/\s+/g, " "));
@@ -60,7 +67,7 @@ export function conceptSpec(form: Form, dataset: string, teacher: string): Conce
 }
 
 /** Returns the teacher job of a form. */
-export function headSpec(form: Form, dataset: string): HeadSpec {
+export function headSpec(form: Pick<Form, "backbone">, dataset: string): HeadSpec {
   return { dataset, backbone: form.backbone };
 }
 
@@ -87,12 +94,16 @@ export function idProblem(id: string): string {
   return "Use 1 to 63 of a–z, 0–9 and “-”, with a letter first and no “-” at the end.";
 }
 
-export type Kind = "concept" | "teacherHead" | "language" | "tuneshift" | "classifier";
+/** Returns whether a name may be given, or left empty for the gateway to choose. */
+export const nameFits = (id: string): boolean => !id || !idProblem(id);
+
+export type Kind = "concept" | "teacherHead" | "language" | "tuneshift" | "prune" | "classifier";
 
 /** Returns what kind of job this is. */
 export function kindOf(job: DistillationJob): Kind {
   if (job.language) return "language";
   if (job.tuneshift) return "tuneshift";
+  if (job.prune) return "prune";
   if (job.classifier) return "classifier";
   return job.teacherHead ? "teacherHead" : "concept";
 }
@@ -100,6 +111,7 @@ export function kindOf(job: DistillationJob): Kind {
 /** Returns what a job makes, for people: `Student for fruit`. */
 export function jobTitle(job: DistillationJob): string {
   if (job.tuneshift) return `What ${lastPart(job.tuneshift.tuned)} knows, into ${lastPart(job.tuneshift.target)}`;
+  if (job.prune) return `Pruned ${lastPart(job.prune.model)} for ${lastPart(job.prune.dataset)}`;
   if (job.classifier) return `Classifier for ${lastPart(job.classifier.dataset)}`;
   const about = lastPart((job.language ?? job.teacherHead ?? job.concept)?.dataset ?? "");
   return `${job.language ? "Language model" : job.teacherHead ? "Teacher" : "Student"} for ${about}`;
@@ -110,7 +122,9 @@ export function specOf(job: DistillationJob): Spec | undefined {
   if (job.concept) return { concept: job.concept };
   if (job.teacherHead) return { teacherHead: job.teacherHead };
   if (job.language) return { language: job.language };
-  return job.tuneshift ? { tuneshift: job.tuneshift } : undefined;
+  if (job.tuneshift) return { tuneshift: job.tuneshift };
+  if (job.prune) return { prune: job.prune };
+  return job.classifier ? { classifier: job.classifier } : undefined;
 }
 
 /** Returns whether a job has come to its review and waits for a person to end it. */
@@ -118,7 +132,13 @@ export function waitsForReview(job: DistillationJob | undefined): boolean {
   return job?.state === "JOB_STATE_RUNNING" && job.stages.find((one) => !one.complete)?.stage === "review";
 }
 
-const LANGUAGE: Kind[] = ["language", "tuneshift"];
+const LANGUAGE: Kind[] = ["language", "tuneshift", "prune"];
+/** Kinds whose report is a table of what was measured. */
+const REPORTED: Kind[] = [...LANGUAGE, "classifier"];
+
+/** Returns whether a job has a report to show. */
+export const hasReport = (job: DistillationJob): boolean => !!job.report?.digest && REPORTED.includes(kindOf(job));
+
 const STAGES: Record<string, string> = {
   ingest: "Read the images",
   check: "Check that everything fits",
@@ -128,10 +148,13 @@ const STAGES: Record<string, string> = {
   teacher_views: "Ask the teacher about views",
   regions: "Look at every region",
   concepts: "Prepare the concepts",
+  correct: "Correct the teacher",
+  importance: "Measure what matters",
   targets: "Store the teacher’s predictions",
   answers: "Ask for answers",
   rounds: "Make and filter samples",
   review: "Your review of the samples",
+  rank: "Try the candidates",
   publish: "Publish",
 };
 
@@ -142,7 +165,10 @@ export function stageTitle(stage: string, kind: Kind): string {
   return STAGES[stage] ?? stage.replaceAll("_", " ");
 }
 
-const ORDER = ["ingest", "check", "estimate", "features", "teacher_outputs", "teacher_views", "regions", "concepts", "targets", "answers", "rounds", "review", "fit", "publish"];
+const ORDER = [
+  "ingest", "check", "estimate", "features", "teacher_outputs", "teacher_views", "regions", "concepts", "correct", "importance", "targets", "answers", "rounds",
+  "review", "rank", "fit", "publish",
+];
 
 /** Returns the stages of a job in their order: those that have begun, and those to come. */
 export function stagesOf(job: DistillationJob): string[] {
@@ -159,11 +185,18 @@ function expected(job: DistillationJob): string[] {
       return ["ingest", "check", "estimate", "teacher_outputs", "teacher_views", "fit", "publish"];
     case "teacherHead":
       return ["ingest", "check", "features", "fit", "publish"];
+    case "prune":
+      return ["ingest", "check", "estimate", ...(job.prune?.correctTeacher ? ["correct"] : []), "importance", "targets", ...(ranks(job) ? ["rank"] : []), "fit", "publish"];
     case "tuneshift":
       return ["ingest", "check", "estimate", "rounds", ...(job.tuneshift?.review ? ["review"] : []), "fit", "publish"];
     case "language":
       return ["ingest", "check", "estimate", job.language?.mode === "LANGUAGE_MODE_SEQUENCE_LEVEL" ? "answers" : "targets", "fit", "publish"];
   }
+}
+
+/** Where there was one candidate alone, nothing is ranked, which only the search for them tells. */
+function ranks(job: DistillationJob): boolean {
+  return (job.prune?.candidates ?? 0) > 1 && !job.stages.some((one) => one.stage === "fit");
 }
 
 const STATES: Record<string, string> = {
