@@ -27,3 +27,8 @@ export function count(number: number, one: string, many = `${one}s`): string {
 export function tone(change: number): "good" | "bad" | "" {
   return Math.abs(change) < 5e-5 ? "" : change > 0 ? "good" : "bad";
 }
+
+/** A large number in three digits: `135M`, `60K`. */
+export function compact(number: number): string {
+  return new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(number);
+}

@@ -18,14 +18,31 @@ export interface Look {
   lines: string[];
 }
 
-const STYLES = ["solid", "dashed", "dotted"];
+/** Patterns of lines, which tell runs apart where colours do not. */
+export const STYLES = ["solid", "dashed", "dotted"];
 
 /** Makes a chart in an element. */
 export const makeCurves = (element: HTMLElement): ECharts => init(element, null, { renderer: "canvas" });
 
+/** Returns how an axis looks. */
+export const axisLook = (look: Look): object => ({
+  axisLine: { lineStyle: { color: look.line } },
+  axisLabel: { color: look.muted, fontSize: 11 },
+  splitLine: { lineStyle: { color: look.line } },
+});
+
+/** Returns how a tooltip looks. Rich text is drawn on the canvas: no markup is made of names, and the page's policy holds. */
+export const tooltipLook = (look: Look): object => ({
+  renderMode: "richText",
+  confine: true,
+  backgroundColor: look.panel,
+  borderColor: look.line,
+  textStyle: { color: look.text, fontSize: 12 },
+});
+
 /** Draws the runs of one series. */
 export function drawCurves(chart: ECharts, runs: Readonly<Record<string, readonly Point[]>>, look: Look): void {
-  const axis = { axisLine: { lineStyle: { color: look.line } }, axisLabel: { color: look.muted, fontSize: 11 }, splitLine: { lineStyle: { color: look.line } } };
+  const axis = axisLook(look);
   chart.setOption(
     {
       animation: false,
@@ -33,13 +50,8 @@ export function drawCurves(chart: ECharts, runs: Readonly<Record<string, readonl
       xAxis: { type: "value", minInterval: 1, min: "dataMin", max: "dataMax", ...axis, splitLine: { show: false } },
       yAxis: { type: "value", scale: true, ...axis },
       tooltip: {
-        // Rich text is drawn on the canvas: no markup is made of names, and the page's policy holds.
         trigger: "axis",
-        renderMode: "richText",
-        confine: true,
-        backgroundColor: look.panel,
-        borderColor: look.line,
-        textStyle: { color: look.text, fontSize: 12 },
+        ...tooltipLook(look),
         formatter: (found: { seriesName: string; value: [number, number] }[]) =>
           [`step ${found[0]?.value[0].toLocaleString("en") ?? ""}`, ...found.map((one) => `${one.seriesName} ${one.value[1].toPrecision(4)}`)].join("\n"),
       },
