@@ -50,18 +50,20 @@ describe("chain", () => {
     const kept = new Map<string, string>();
     vi.stubGlobal("localStorage", { getItem: (key: string) => kept.get(key) ?? null, setItem: (key: string, text: string) => kept.set(key, text) });
     const job = headJob("a", "t1", "JOB_STATE_RUNNING");
-    chain.remember(job.name, { dataset: `${P}/datasets/a` });
+    chain.remember(job.name, { concept: { dataset: `${P}/datasets/a` } });
     expect(chain.due(job)).toBeUndefined();
     const done = headJob("a", "t1");
     expect(chain.due(done)?.spec).toEqual({ concept: { dataset: `${P}/datasets/a`, teacher: `${P}/models/t1` } });
     expect(chain.due(done)?.requestId).toBe(chain.due(done)?.requestId);
     chain.forget(job.name);
     expect(chain.due(done)).toBeUndefined();
+    chain.remember(job.name, { classifier: { dataset: `${P}/datasets/a`, architecture: "small-cnn" } });
+    expect(chain.due(done)?.spec).toEqual({ classifier: { dataset: `${P}/datasets/a`, architecture: "small-cnn", teacher: `${P}/models/t1` } });
   });
 
   it("does without storage", () => {
     vi.stubGlobal("localStorage", { getItem: () => { throw new Error("forbidden"); }, setItem: () => { throw new Error("forbidden"); } });
-    expect(() => chain.remember("j", { dataset: "d" })).not.toThrow();
+    expect(() => chain.remember("j", { concept: { dataset: "d" } })).not.toThrow();
     expect(chain.following("j")).toBeUndefined();
   });
 });

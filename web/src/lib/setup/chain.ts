@@ -1,21 +1,24 @@
 /**
- * What is to follow a teacher's training: the student that somebody asked for at the same time. Kept in the browser,
- * so that it also starts after a reload; the request id makes sure that two tabs start it once.
+ * What is to follow a teacher's training: the student or classifier that somebody asked for at the same time. Kept in
+ * the browser, so that it also starts after a reload; the request id makes sure that two tabs start it once.
  */
 
 import { newId } from "../api/students";
 import type { DistillationJob } from "../api/types";
-import type { ConceptSpec } from "./calls";
+import type { ClassifierSpec, ConceptSpec } from "./calls";
+
+/** A job without its teacher, which is being trained. */
+export type Waiting = { concept: Omit<ConceptSpec, "teacher"> } | { classifier: Omit<ClassifierSpec, "teacher"> };
 
 interface Next {
-  spec: Omit<ConceptSpec, "teacher">;
+  spec: Waiting;
   requestId: string;
 }
 
-const KEY = "stillhouse.next";
+const KEY = "stillhouse.waiting";
 
 /** Remembers what follows a teacher job. */
-export function remember(job: string, spec: Next["spec"]): void {
+export function remember(job: string, spec: Waiting): void {
   write({ ...read(), [job]: { spec, requestId: newId() } });
 }
 
@@ -25,14 +28,16 @@ export function forget(job: string): void {
   write(rest);
 }
 
-/** Returns the student that waits for a teacher job; undefined where none does. */
+/** Returns what waits for a teacher job; undefined where none does. */
 export const following = (job: string): Next | undefined => read()[job];
 
 /** Returns the job to start now that a teacher job has ended well; undefined where nothing follows. */
-export function due(job: DistillationJob): { spec: { concept: ConceptSpec }; requestId: string } | undefined {
+export function due(job: DistillationJob): { spec: { concept: ConceptSpec } | { classifier: ClassifierSpec }; requestId: string } | undefined {
   const next = following(job.name);
   if (!next || job.state !== "JOB_STATE_SUCCEEDED" || !job.model) return undefined;
-  return { spec: { concept: { ...next.spec, teacher: job.model } }, requestId: next.requestId };
+  const { spec, requestId } = next;
+  const teacher = job.model;
+  return { spec: "classifier" in spec ? { classifier: { ...spec.classifier, teacher } } : { concept: { ...spec.concept, teacher } }, requestId };
 }
 
 function read(): Record<string, Next> {

@@ -1,7 +1,7 @@
 /** Pure rules of the forms for language models: what they mean as jobs, which models and data fit. */
 
 import type { Dataset } from "../api/types";
-import type { LanguageSpec, Model, ShiftSpec, Training } from "./calls";
+import type { LanguageSpec, Model, ShiftSpec, Training, Verifier } from "./calls";
 
 export const MODES = {
   LANGUAGE_MODE_STORED_TARGETS: "Its predictions at every token, stored once",
@@ -16,6 +16,7 @@ export const VERIFIERS = {
   exactMatch: "Equal to the reference",
   regex: "Contains a pattern",
   numeric: "Its last number is the reference",
+  pythonTests: "Passes the record’s Python tests, where the services run them",
 } as const;
 export type VerifierKind = keyof typeof VERIFIERS;
 
@@ -122,7 +123,7 @@ export function languageSpec(form: LanguageForm, dataset: string): LanguageSpec 
     ...(form.chat ? { chat: true } : {}),
     ...(form.replay ? { replayDataset: form.replay } : {}),
     ...(form.evaluate.length ? { evaluationDatasets: form.evaluate } : {}),
-    ...(form.verifier ? { verifier: { [form.verifier]: form.verifier === "regex" && form.pattern ? { pattern: form.pattern } : {} } } : {}),
+    ...verifierOf(form),
   };
 }
 
@@ -161,7 +162,14 @@ export function seedsProblem(form: Pick<ShiftForm, "seeds" | "words">): string {
   return open && !linesOf(form.words).length ? "A prompt has {word} in it: write the words." : "";
 }
 
-function trainingOf(form: TrainingForm): Training {
+/** Returns what makes an answer right; nothing for none. `kept` is what a specification said of that kind beyond the form. */
+export function verifierOf(form: { verifier: VerifierKind; pattern: string }, kept: Verifier = {}): { verifier?: Verifier } {
+  if (!form.verifier) return {};
+  return { verifier: { [form.verifier]: form.verifier === "regex" ? (form.pattern ? { pattern: form.pattern } : {}) : (kept[form.verifier] ?? {}) } };
+}
+
+/** Returns how to train; what is as usual is left out. */
+export function trainingOf(form: TrainingForm): Training {
   return {
     ...(form.adapter ? { lora: form.rank ? { rank: form.rank } : {} } : {}),
     ...(form.steps ? { maxSteps: form.steps } : form.epochs ? { epochs: form.epochs } : {}),
