@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from stillhouse.gateway.v1 import jobs_pb2 as jobs
 
-from services.gateway.http.edge import Edge
-from services.gateway.settings import GatewaySettings
+from tests.browser.faking import workbench
 from tests.client import fake_gateway
 from tests.client.fake_gateway import World
 from tests.client.fake_language import tuneshift_report
@@ -93,24 +91,5 @@ def _sample(at: int) -> jobs.JobSample:
 @contextmanager
 def reviewed_workbench() -> Iterator[tuple[str, World]]:
     """Yield the workbench's address, and what its gateway was asked."""
-    with fake_gateway.serve(ReviewedJobs) as world:
-        loop, started, stopping = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-        edge = Edge(GatewaySettings(http_port=0))
-
-        async def run() -> None:
-            host, _, port = world.address.rpartition(":")
-            edge.bound(host, int(port))
-            await edge.start()
-            started.set()
-            await stopping.wait()
-            await edge.stop()
-
-        thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-        thread.start()
-        assert started.wait(30)
-        try:
-            yield f"http://127.0.0.1:{edge.port}", world
-        finally:
-            loop.call_soon_threadsafe(stopping.set)
-            thread.join()
-            loop.close()
+    with workbench(ReviewedJobs) as found:
+        yield found

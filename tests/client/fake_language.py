@@ -268,6 +268,8 @@ def known() -> list[teacher_pb2.Model]:
         model.kind = teacher_pb2.MODEL_KIND_LANGUAGE_MODEL
         model.language_model.backend = "transformers"
     adapter.language_model.base = "big"
+    base.language_model.parameter_count, base.language_model.layer_count = 134_515_008, 30
+    base.language_model.vocab_size, base.language_model.hidden_size = 49_152, 576
     return [adapter, base, other]
 
 
