@@ -34,7 +34,7 @@ async def test_the_story_ends_in_the_figures_that_were_promised(
     files = demo_suite.write(found, tmp_path, "prune", "A title")
     assert files[0].name == "prune.json"
     written = json.loads(files[0].read_text())
-    assert written["ce"]["pruned_kd"] == {"value": 2.8, "low": 2.75, "high": 2.85}
+    assert written["ce"]["pruned_kd"] == pytest.approx({"value": 2.8, "low": 2.75, "high": 2.85})
     assert written["ce"]["pruned_ce"]["value"] == pytest.approx(3.4)
     assert set(written["ce"]["full"]) == {"value", "low", "high"}
 
