@@ -11,7 +11,7 @@ of `pruned_kd` begins below the end of the better one of width and depth.
 
 An interrupted run goes on from its data folder. The last line is one JSON object.
 
-    python -m benchmarks.prune_table [--shares 0.7 0.5] [--seeds 3] [--steps 60] [--data-dir DIR]
+    python -m benchmarks.prune_table [--shares 0.7 0.5] [--seeds 3] [--steps 50] [--data-dir DIR]
 """
 
 from __future__ import annotations

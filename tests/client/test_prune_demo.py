@@ -26,11 +26,11 @@ async def test_the_story_ends_in_the_figures_that_were_promised(
         found = await build(client, story, plan, 1.0)
     assert told[1] == "prune: smollm2-135m to 50% by depth alone, retrained, beside its controls"
     created = gateway.last(datasets_pb2.CreateDatasetRequest)
-    assert (created.uri, created.max_items) == ("builtin:sotu-text-texts", 60)
+    assert (created.uri, created.max_items) == ("builtin:sotu-text-texts", 100)
     spec = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
-    assert (spec.dataset, spec.model_id) == (f"{P}/datasets/cut-texts-60", "cut-50-depth-60-2")
+    assert (spec.dataset, spec.model_id) == (f"{P}/datasets/cut-texts-100", "cut-50-depth-50-2")
     assert (spec.non_embedding_share, spec.axes) == (0.5, jobs_pb2.PRUNE_AXES_DEPTH)
-    assert (spec.controls, spec.training_seeds, spec.training.max_steps) == (True, 2, 60)
+    assert (spec.controls, spec.training_seeds, spec.training.max_steps) == (True, 2, 50)
     files = demo_suite.write(found, tmp_path, "prune", "A title")
     assert files[0].name == "prune.json"
     written = json.loads(files[0].read_text())
@@ -39,7 +39,7 @@ async def test_the_story_ends_in_the_figures_that_were_promised(
     assert set(written["ce"]["full"]) == {"value", "low", "high"}
 
 
-def test_a_summary_names_every_arm_and_what_controls_lose() -> None:
+def test_a_summary_names_every_arm_and_what_controls_lack() -> None:
     losses = {"prune": 3.0, "no_distillation": 3.2, "random_cut": 4.0, "random_weights": 7.0}
     report = {
         "arms": [{"arm": a, "metrics": {"cross_entropy": {"value": v}}} for a, v in losses.items()],
