@@ -101,6 +101,7 @@ def prune_report() -> dict[str, Any]:
             "asked": {"non_embedding_share": 0.5},
             "got": {"non_embedding_share": 0.4875, "parameters": 60_001, "bytes": 240_004},
         },
+        "cut": candidates[1],
         "candidates": candidates,
         "before": {"cross_entropy": estimate(6.0)},
         "arms": arms,

@@ -8,7 +8,7 @@ from pathlib import Path
 from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2
 from stillhouse_client.classifier_demo import ClassifierDemo, ClassifierPlan, build
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands.demo_classifier import _write
+from stillhouse_client.commands import demo_suite
 
 from tests.client.fake_gateway import World
 
@@ -34,7 +34,7 @@ async def test_the_story_ends_in_the_figures_that_were_promised(
         True,
         1,
     )
-    files = _write(summary, tmp_path)
+    files = demo_suite.write(summary, tmp_path, "classifier", "A title")
     assert files[0].name == "classifier.json"
     found = json.loads(files[0].read_text())
     assert {who: one["value"] for who, one in found["accuracy"].items()} == {

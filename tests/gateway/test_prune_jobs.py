@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from stillhouse.common.v1 import language_pb2
+from stillhouse.gateway.v1 import jobs_pb2
 
 from services.common.model_records import LanguageModelRecord
+from services.gateway.jobs.prune_specs import correction_of
 from tests.gateway.edge_world import make_archive
 from tests.gateway.lab import JOBS, Lab, facts, lab_root, prompts
 from tests.gateway.language_peers import HERE, name_of
@@ -139,6 +141,8 @@ async def test_a_corrected_teacher_is_what_is_pruned(lab: Lab) -> None:
     assert stages[2:5] == ["estimate", "correct", "importance"]
     teacher, full, own = lab.student.recipes
     assert (teacher.student, teacher.training.patience) == ("tuned", 0)
+    assert teacher.training.learning_rate == pytest.approx(2e-5)
+    assert teacher.training.max_steps == own.training.max_steps == 5
     assert teacher.training.loss == language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
     assert teacher.text_shards
     assert not teacher.HasField("cut")
@@ -152,6 +156,13 @@ async def test_a_corrected_teacher_is_what_is_pruned(lab: Lab) -> None:
         ({"training": {"lora": {"rank": 2}}}, "must stay whole"),
     ):
         assert words in await lab.refused(prune={**spec, **change})
+
+
+@pytest.mark.parametrize(("epochs", "passes"), [(0, 1), (3, 1), (0.5, 0.5)])
+async def test_a_teacher_is_corrected_by_one_pass_at_most(epochs: float, passes: float) -> None:
+    asked = language_pb2.LanguageTraining(epochs=epochs, learning_rate=5e-4)
+    training = correction_of(jobs_pb2.PruneJobSpec(training=asked))
+    assert (training.epochs, training.learning_rate) == (passes, pytest.approx(1e-4))
 
 
 async def test_axes_leave_candidates_out(lab: Lab) -> None:

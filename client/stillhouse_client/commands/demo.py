@@ -13,8 +13,9 @@ import typer
 
 from stillhouse_client import demo_report
 from stillhouse_client.client import AsyncClient
-from stillhouse_client.commands import demo_classifier, demo_tuneshift, output
+from stillhouse_client.commands import demo_classifier, demo_prune, demo_tuneshift, output
 from stillhouse_client.commands.demo_suite import finish, gateway, showing
+from stillhouse_client.commands.flags import spread
 from stillhouse_client.commands.session import DataDir, Json, Project
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
 from stillhouse_client.demo import Demo, Plan
@@ -161,5 +162,5 @@ def _text(found: Any) -> str:
     return output.estimate(found) if found.get("low") is not None else f"{found['value']:.3f}"
 
 
-app.command("tuneshift")(demo_tuneshift.tuneshift)
-app.command("classifier")(demo_classifier.classifier)
+for _story in (demo_tuneshift.tuneshift, demo_prune.prune, demo_classifier.classifier):
+    app.command()(spread(_story))

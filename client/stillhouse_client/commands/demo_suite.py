@@ -4,21 +4,88 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 from stillhouse.gateway.v1 import jobs_pb2
 
+from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import output
-from stillhouse_client.commands.session import EXIT_INTERRUPTED
+from stillhouse_client.commands.session import EXIT_INTERRUPTED, DataDir, Json, Project
+from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
 from stillhouse_client.commands.watching import JobBars
 from stillhouse_client.demo_steps import Say, ShowJob
+from stillhouse_client.names import DEFAULT_PROJECT
 from stillhouse_client.suite import state
 from stillhouse_client.suite.config import SuiteConfig
 from stillhouse_client.suite.supervisor import Suite
 
 T = TypeVar("T")
+Summary = dict[str, Any]
+Tell = Callable[[AsyncClient, Say, ShowJob, float], Awaitable[Summary]]
+"""Runs a demo's story that began at a monotonic time, and returns its summary."""
+
+
+@dataclass(frozen=True)
+class DemoFlags:
+    """Where the demo runs."""
+
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run anew, under new names.")] = False
+    data_dir: DataDir = Path(".stillhouse")
+    port: Annotated[int, typer.Option(min=-1, help="First port of the suite; -1: any.")] = -1
+    redis_url: RedisUrl = ""
+    database_url: DatabaseUrl = ""
+    project: Project = DEFAULT_PROJECT
+    as_json: Json = False
+
+    @property
+    def tag(self) -> str:
+        """Part of all names of a run: another one for every fresh run."""
+        return f"r{int(time.time())}" if self.fresh else ""
+
+
+def show_story(
+    flags: DemoFlags, tell: Tell, show: Callable[[Summary], None], *, name: str, title: str
+) -> None:
+    """Run a story of models that jobs train, print its summary, and write it as `name`.json with
+    pictures of its report under `title`."""
+    summary, files = finish(_told(flags, tell, name, title), fresh=flags.fresh)
+    if flags.as_json:
+        output.print_json(summary)
+        return
+    show(summary)
+    output.say(f"\n{output.seconds(summary['wall_s'])} in all. Written:")
+    for file in files:
+        output.say(f"  {file}")
+
+
+async def _told(flags: DemoFlags, tell: Tell, name: str, title: str) -> tuple[Summary, list[Path]]:
+    started_s = time.monotonic()
+    config = make_config(flags.data_dir, max(flags.port, 0), flags.redis_url, flags.database_url)
+    config = replace(config, services=("teacher", "student", "gateway"))
+    async with (
+        gateway(config) as address,
+        AsyncClient(address, project=flags.project) as client,
+    ):
+        with showing() as (say, show):
+            summary = await tell(client, say, show, started_s)
+    folder = config.data_dir / "demo"
+    return summary, await asyncio.to_thread(write, summary, folder, name, title)
+
+
+def write(summary: Summary, folder: Path, name: str, title: str) -> list[Path]:
+    """Write a summary as JSON, and its `report` as a page; return the files."""
+    from stillhouse_client.report import job_page  # matplotlib is slow to import
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(summary, indent=2))
+    return [path, *job_page.write(summary["report"], title, folder / name)]
 
 
 def finish(work: Coroutine[Any, Any, T], *, fresh: bool = False) -> T:

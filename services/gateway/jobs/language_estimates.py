@@ -26,6 +26,7 @@ from services.gateway.jobs.plans import (
 from services.gateway.jobs.prune_specs import (
     BYTES,
     DEFAULT_CALIBRATION,
+    correction_of,
     ranking_steps_of,
     runs_of,
     size_of,
@@ -127,7 +128,8 @@ async def estimate_prune_job(
         "fit": _LOAD_S + runs * (_LOAD_S + trained * step_s),
     }
     if spec.correct_teacher:
-        stage_s["correct"] = _LOAD_S + trained * token_s * _TRAIN
+        learned = trained_tokens(correction_of(spec), tokens, max(count, 1))
+        stage_s["correct"] = _LOAD_S + learned * token_s * _TRAIN
     if spec.candidates > 1:
         short = trained * ranking_steps_of(spec, steps) / steps
         stage_s["rank"] = spec.candidates * (_LOAD_S + short * step_s)

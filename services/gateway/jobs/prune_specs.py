@@ -24,6 +24,9 @@ CONTROLS = ("no_distillation", "random_cut", "random_weights")
 """The same cut trained by cross-entropy alone; a cut by chance; the shape without any weights."""
 DEFAULT_CALIBRATION = 1024
 MAX_CANDIDATES = 32
+CORRECTION_RATE_SHARE = 0.2
+"""Learning rate of a teacher's correction, of the cut's: nothing has to be repaired in it."""
+_DEFAULT_RATE = 1e-4
 BYTES = {"": 4, "float32": 4, "bfloat16": 2}
 """Bytes of a parameter, by precision."""
 KINDS = {
@@ -106,6 +109,18 @@ def size_of(spec: pb.PruneJobSpec) -> tuple[str, float]:
 def ranking_steps_of(spec: pb.PruneJobSpec, steps: int) -> int:
     """Return the optimizer steps of a candidate's training, `steps` being those of the whole."""
     return spec.ranking_steps or max(1, steps // 10)
+
+
+def correction_of(spec: pb.PruneJobSpec) -> language_pb2.LanguageTraining:
+    """Return how the whole model is trained before it is cut: as lightly as the contract says."""
+    training = language_pb2.LanguageTraining()
+    training.CopyFrom(spec.training)
+    training.loss = language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
+    training.patience = 0
+    training.learning_rate = CORRECTION_RATE_SHARE * (training.learning_rate or _DEFAULT_RATE)
+    if not training.max_steps:
+        training.epochs = min(training.epochs or 1, 1)
+    return training
 
 
 def _check_size(spec: pb.PruneJobSpec) -> None:
