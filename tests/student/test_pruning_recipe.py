@@ -274,6 +274,7 @@ def test_what_a_cut_costs_can_be_measured_alone(run, blobs, found):
         ({"budget": share(1.0)}, "budget.non_embedding_share"),
         ({"budget": share(float("nan"))}, "budget.non_embedding_share"),
         ({"budget": student_pb2.PruneBudget(max_bytes=-1)}, "budget.max_bytes"),
+        ({"budget": student_pb2.PruneBudget(max_latency_ms=-1)}, "budget.max_latency_ms"),
         (
             {"budget": student_pb2.PruneBudget(max_bytes=9, precision="int8")},
             "budget.precision",

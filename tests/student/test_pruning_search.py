@@ -183,21 +183,37 @@ def test_the_prior_prefers_neurons_and_width():
 def test_latency_is_kept_as_measured():
     measured = []
 
-    def seconds(shape: Shape) -> float:
+    def took_ms(shape: Shape) -> float:
         measured.append(shape)
-        return shape.layers * (0.01 + shape.intermediate_size * 1e-5)
+        return shape.layers * (10 + shape.intermediate_size * 1e-2)
 
-    limit = 0.6
-    found = search_latency(SMALL, importance_of(SMALL), limit, seconds)
+    limit = 600.0
+    found = search_latency(SMALL, importance_of(SMALL), limit, took_ms)
     assert {one.kind for one in found} >= {"depth", "mixed"}
-    assert all(one.seconds == seconds(one.shape) <= limit for one in found)
+    assert all(one.latency_ms == took_ms(one.shape) <= limit for one in found)
     deepest = next(one.shape for one in found if one.kind == "depth")
-    assert limit < seconds(replace(deepest, layers=deepest.layers + 1))
+    assert limit < took_ms(replace(deepest, layers=deepest.layers + 1))
     assert len(set(measured)) < 26
-    with pytest.raises(InvalidInput, match="least possible is 0.01032 s"):
-        search_latency(SMALL, importance_of(SMALL), 1e-3, seconds)
-    with pytest.raises(InvalidInput, match="nothing is to be cut"):
-        search_latency(SMALL, importance_of(SMALL), 10.0, seconds)
+
+
+def test_an_impossible_time_says_what_is_possible():
+    def took_ms(shape: Shape) -> float:
+        return shape.layers * (10 + shape.intermediate_size * 1e-2)
+
+    match = r"least possible \(1 layer, hidden size 72, 32 neurons, 9 heads\) takes 10.3 ms"
+    with pytest.raises(InvalidInput, match=match) as caught:
+        search_latency(SMALL, importance_of(SMALL), 1.0, took_ms)
+    assert caught.value.field == "budget.max_latency_ms"
+    with pytest.raises(InvalidInput, match="nothing is to be cut: the whole model takes 761 ms"):
+        search_latency(SMALL, importance_of(SMALL), 1e4, took_ms)
+
+
+def test_where_next_to_nothing_is_fast_enough_the_smallest_is_found():
+    least = smallest(SMALL)
+    found = search_latency(
+        SMALL, importance_of(SMALL), 1.0, lambda shape: 1.0 if shape == least else 2.0
+    )
+    assert [(one.shape, one.kind, one.latency_ms) for one in found] == [(least, "mixed", 1.0)]
 
 
 def test_large_cuts_take_several_rounds():

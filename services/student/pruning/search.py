@@ -107,7 +107,7 @@ class Candidate:
     kind: Kind
     cost: float
     """The prior's guess: lower is likelier to lose less."""
-    seconds: float | None = None
+    latency_ms: float | None = None
     """What was measured, where the budget is one of time."""
 
 
@@ -169,8 +169,7 @@ def check_possible(base: Shape, limit: Limit, grid: Grid) -> None:
     if not limit.holds(least):
         raise InvalidInput(
             f"{field}: {limit.parameters:,} parameters are too few; the least possible is "
-            f"{limit.size(least):,} (1 layer, hidden size {least.hidden_size}, "
-            f"{least.intermediate_size} neurons, {least.attention_heads} heads)",
+            f"{limit.size(least):,} ({least.said})",
             field=field,
         )
     if limit.holds(base):
