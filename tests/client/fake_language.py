@@ -99,7 +99,19 @@ def prune_report() -> dict[str, Any]:
         "kind": "prune",
         "size": {
             "asked": {"non_embedding_share": 0.5},
-            "got": {"non_embedding_share": 0.4875, "parameters": 60_001, "bytes": 240_004},
+            "got": {
+                "non_embedding_share": 0.4875,
+                "parameters": 60_001,
+                "bytes": 240_004,
+                "latency_ms": 11.25,
+            },
+            "measured_on": {
+                "tokens": 128,
+                "precision": "float32",
+                "device_name": "abacus",
+                "threads": 2,
+                "whole_model_ms": 20.5,
+            },
         },
         "cut": candidates[1],
         "candidates": candidates,

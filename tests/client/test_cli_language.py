@@ -173,6 +173,8 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         "notes, big",
         "non embedding share 0.5",
         "48.8% stay",
+        "11.25 ms (the whole model 20.5 ms)",
+        "128 tokens, float32, abacus, 2 threads",
         "60,001",
         "taken",
         "2.800 [2.750, 2.850]",
@@ -197,6 +199,10 @@ def test_a_prune_job_is_estimated_and_told_as_json(capsys: Capture, gateway: Wor
     sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
     assert sent.WhichOneof("size") == "max_parameters"
     assert sent.axes == jobs_pb2.PRUNE_AXES_BOTH
+    timed = (*PRUNE, "--max-latency-ms", "12.5", "--address", gateway.address)
+    assert "measured on" in cli.run(capsys, *timed).out
+    sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
+    assert sent.max_latency_ms == 12.5
     with Client(gateway.address) as client:
         job = client.jobs.create(jobs_pb2.PruneJobSpec(max_bytes=1 << 20))
     assert job.WhichOneof("spec") == "prune"

@@ -94,5 +94,9 @@ def test_an_impossible_size_fails_before_any_target(running: Suite) -> None:
     with pytest.raises(AssertionError, match="the least possible is"):
         running.finish(name, timeout_s=120)
     assert "targets" not in [stage.stage for stage in running.job(name).stages]
+    name = running.create(spec(max_latency_ms=1e-4))
+    with pytest.raises(AssertionError, match="0.0001 ms is asked for; the least possible"):
+        running.finish(name, timeout_s=120)
+    assert "targets" not in [stage.stage for stage in running.job(name).stages]
     with pytest.raises(grpc.RpcError, match="nothing is to be cut"):
         running.create(spec(max_bytes=1 << 30))

@@ -265,6 +265,9 @@ class Student(student_pb2_grpc.StudentServiceServicer):
                 "budget.max_parameters: the least possible is 20,000", field="budget"
             )
         report = {"kind": "importance", "shape": {"layers": 4}, "candidates": found_cuts()}
+        if recipe.budget.max_latency_ms:
+            report["latency"] = {"tokens": 128, "device_name": "abacus"}
+            report["candidates"] = [{**one, "latency_ms": 4.0} for one in found_cuts()]
         return student_pb2.ImportanceResult(
             importance=self._put(b"importance"), report=self._put(json.dumps(report).encode())
         )

@@ -75,6 +75,23 @@ async def test_a_model_becomes_smaller(lab: Lab) -> None:
     assert lab.teacher.calls["TARGET_KIND_SAMPLED"] == 2
 
 
+async def test_a_time_is_a_size_too(lab: Lab) -> None:
+    spec = await pruned(lab, maxLatencyMs=4.5, training={"precision": "bfloat16", "maxSteps": 3})
+    del spec["nonEmbeddingShare"]
+    estimate = await lab.post(f"{JOBS}:estimate", {"job": {"prune": spec}})
+    assert int(estimate.json()["storedBytes"]) > 0
+    name = await lab.start(prune=spec)
+    job = await lab.done(name)
+    (asked,) = lab.student.measured
+    assert (asked.budget.max_latency_ms, asked.budget.precision) == (4.5, "bfloat16")
+    size = job["json"]["size"]
+    assert size["asked"] == {"max_latency_ms": 4.5}
+    assert size["got"]["latency_ms"] == 4.0
+    assert size["measured_on"] == {"tokens": 128, "device_name": "abacus"}
+    assert [one["latency_ms"] for one in job["json"]["candidates"]] == [4.0] * 3
+    assert "4 ms a pass" in (await lab.world.http.get(f"/v1/{name}:watch")).text
+
+
 async def test_ranking_finds_what_the_prior_did_not(lab: Lab) -> None:
     spec = await pruned(lab, candidates=3, training={"maxSteps": 40, "patience": 2})
     name = await lab.start(prune=spec)
@@ -202,12 +219,17 @@ async def test_a_prune_that_cannot_work_is_refused(lab: Lab) -> None:
     good = await pruned(lab)
     sized = {key: value for key, value in good.items() if key != "nonEmbeddingShare"}
     cases = [
-        (sized, ["one of non_embedding_share, max_parameters, max_bytes"]),
+        (sized, ["one of non_embedding_share, max_parameters, max_bytes, max_latency_ms"]),
+        ({**sized, "maxLatencyMs": -1}, ["max_latency_ms"]),
+        ({**sized, "maxLatencyMs": "Infinity"}, ["max_latency_ms"]),
         ({**good, "nonEmbeddingShare": 1}, ["non_embedding_share", "between 0 and 1"]),
         ({**good, "nonEmbeddingShare": "NaN"}, ["non_embedding_share"]),
         ({**sized, "maxParameters": "-1"}, ["max_parameters"]),
         ({**sized, "maxParameters": "100000"}, ["max_parameters", "nothing is to be cut"]),
-        ({**sized, "maxBytes": "400000"}, ["max_bytes", "has 400,000", "nothing is to be cut"]),
+        (
+            {**sized, "maxBytes": "400000"},
+            ["room for 100,000", "nothing is to be cut"],
+        ),
         ({**good, "calibrationSequences": 1}, ["calibration_sequences", "at least 2"]),
         ({**good, "candidates": 33}, ["candidates"]),
         ({**good, "trainingSeeds": -1}, ["training_seeds"]),

@@ -44,6 +44,10 @@ class SizeFlags:
     max_bytes: Annotated[
         int | None, typer.Option(help="Bytes of the weights at --precision; float32.")
     ] = None
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds of a pass over 128 tokens, where students train."),
+    ] = None
 
     def fill(self, spec: pb.PruneJobSpec) -> None:
         """Set the size of `spec`. Raises InvalidRequest unless there is exactly one."""
@@ -51,7 +55,8 @@ class SizeFlags:
         if len(given) != 1:
             raise InvalidRequest(
                 "a prune job has one size",
-                hint="give one of --non-embedding-share, --max-parameters, --max-bytes",
+                hint="give one of --non-embedding-share, --max-parameters, --max-bytes, "
+                "--max-latency-ms",
             )
         for name, value in given.items():
             setattr(spec, name, value)

@@ -29,7 +29,22 @@ def _print_size(report: dict[str, Any]) -> None:
     share = job_report.number(got.get("non_embedding_share"))
     rows = [("asked for", asked), ("parameters", count(got.get("parameters")))]
     rows += [("outside the embeddings", "-" if share is None else f"{share:.1%} stay")]
-    output.pairs([*rows, ("weights", output.size(int(got.get("bytes") or 0)))])
+    rows += [("weights", output.size(int(got.get("bytes") or 0)))]
+    output.pairs([*rows, *_latency(got, size.get("measured_on"))])
+
+
+def _latency(got: dict[str, Any], on: Any) -> list[tuple[str, str]]:
+    """Return what a pass takes and on what, where the size is one of time."""
+    latency_ms = job_report.number(got.get("latency_ms"))
+    if latency_ms is None or not isinstance(on, dict):
+        return []
+    whole = job_report.number(on.get("whole_model_ms"))
+    before = "" if whole is None else f" (the whole model {whole:.4g} ms)"
+    where = f"{on.get('tokens')} tokens, {on.get('precision')}, {on.get('device_name')}"
+    return [
+        ("a pass", f"{latency_ms:.4g} ms{before}"),
+        ("measured on", f"{where}, {on.get('threads')} threads"),
+    ]
 
 
 def _print_candidates(report: dict[str, Any]) -> None:

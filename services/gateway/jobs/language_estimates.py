@@ -24,9 +24,10 @@ from services.gateway.jobs.plans import (
     TuneShiftPlan,
 )
 from services.gateway.jobs.prune_specs import (
-    BYTES,
+    DEFAULT_CALIBRATION,
     DEFAULT_CALIBRATION,
     correction_of,
+    parameters_of,
     ranking_steps_of,
     runs_of,
     size_of,
@@ -185,9 +186,8 @@ def _share(spec: pb.PruneJobSpec, model: ModelPlan) -> float:
     field, value = size_of(spec)
     if field == "non_embedding_share":
         return value
-    each = BYTES[spec.training.precision] if field == "max_bytes" else 1
-    whole = model["parameter_count"] * each
-    return min(value / whole, 1.0) if whole else 1.0
+    most, whole = parameters_of(spec), model["parameter_count"]
+    return min(most / whole, 1.0) if most is not None and whole else 1.0
 
 
 async def _sample(tools: Tools, project: str, dataset: DatasetPlan) -> tuple[list[TextRecord], int]:

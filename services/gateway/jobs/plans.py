@@ -168,6 +168,8 @@ class PruneCandidate(TypedDict):
     non_embedding_share: float
     rounds: list[float]
     """Shares to reach it by in several rounds of pruning, where one would be a large cut."""
+    latency_ms: float | None
+    """What was measured, where the size is one of time."""
 
 
 class PruneCuts(TypedDict):

@@ -77,6 +77,8 @@ def said_of(cuts: PruneCuts) -> str:
         f"{shape['layers']} layers, hidden size {shape['hidden_size']}, "
         f"{shape['intermediate_size']} neurons, {shape['attention_heads']} heads"
     )
+    if first["latency_ms"] is not None:
+        text += f", {first['latency_ms']:.3g} ms a pass"
     if len(first["rounds"]) > 1:
         steps = ", ".join(f"{one:.2f}" for one in first["rounds"])
         text += f"; {share:.2f} is a large cut: several jobs, to {steps}, may lose less"
@@ -91,6 +93,7 @@ def _candidate(raw: dict[str, Any]) -> PruneCandidate:
         prior_cost=float(raw["prior_cost"]),
         non_embedding_share=float(raw["non_embedding_share"]),
         rounds=list(raw["rounds"]),
+        latency_ms=float(raw["latency_ms"]) if "latency_ms" in raw else None,
     )
 
 

@@ -44,7 +44,7 @@ def make_report(
     ranked = [reports[one["report"]] for one in choice["ranked"]]
     return {
         "kind": "prune",
-        "size": _size(spec, chosen),
+        "size": _size(spec, chosen, importance),
         "cut": {**chosen, "from_shape": importance.get("shape", {})},
         "candidates": _candidates(cuts, choice),
         "before": own["before"],
@@ -75,11 +75,12 @@ def held_out_cross_entropy(report: Report) -> float:
     return float(value)
 
 
-def _size(spec: pb.PruneJobSpec, chosen: PruneCandidate) -> Report:
-    """Return what was asked for, and what the new model has; bytes at the training's precision."""
+def _size(spec: pb.PruneJobSpec, chosen: PruneCandidate, importance: Report) -> Report:
+    """Return what was asked for, and what the new model has; bytes at the training's precision, a
+    time with what it was measured on."""
     field, value = size_of(spec)
     shape = chosen["shape"]
-    return {
+    size: Report = {
         "asked": {field: value},
         "got": {
             "non_embedding_share": chosen["non_embedding_share"],
@@ -88,6 +89,10 @@ def _size(spec: pb.PruneJobSpec, chosen: PruneCandidate) -> Report:
             "bytes": int(shape["parameters"]) * BYTES[spec.training.precision],
         },
     }
+    if chosen["latency_ms"] is not None:
+        size["got"]["latency_ms"] = chosen["latency_ms"]
+        size["measured_on"] = importance.get("latency", {})
+    return size
 
 
 def _candidates(cuts: PruneCuts, choice: PruneChoice) -> list[dict[str, Any]]:

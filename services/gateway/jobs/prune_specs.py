@@ -106,6 +106,15 @@ def size_of(spec: pb.PruneJobSpec) -> tuple[str, float]:
     return field, getattr(spec, field) if field else 0.0
 
 
+def parameters_of(spec: pb.PruneJobSpec) -> float | None:
+    """Return the parameters that the new model may have at most; None where the size is none of
+    all parameters."""
+    field, value = size_of(spec)
+    if field == "max_bytes":
+        return value / BYTES[spec.training.precision]
+    return value if field == "max_parameters" else None
+
+
 def ranking_steps_of(spec: pb.PruneJobSpec, steps: int) -> int:
     """Return the optimizer steps of a candidate's training, `steps` being those of the whole."""
     return spec.ranking_steps or max(1, steps // 10)
@@ -127,7 +136,9 @@ def _check_size(spec: pb.PruneJobSpec) -> None:
     field, value = size_of(spec)
     if not field:
         raise InvalidInput(
-            "size: one of non_embedding_share, max_parameters, max_bytes is required", field="size"
+            "size: one of non_embedding_share, max_parameters, max_bytes, max_latency_ms is "
+            "required",
+            field="size",
         )
     most = 1.0 if field == "non_embedding_share" else float("inf")
     if not 0 < value < most:
