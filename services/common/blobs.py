@@ -29,9 +29,14 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_digest(text: str) -> bool:
+    """Return whether `text` has the form of a digest."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def check_digest(digest: str, *, field: str = "digest") -> str:
     """Return `digest` where it is one, else raise InvalidInput. Guards every path built from it."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise InvalidInput(f"{field}: not a lower-case SHA-256", field=field)
     return digest
 

@@ -115,6 +115,17 @@ def prune_report() -> dict[str, Any]:
         },
         "cut": candidates[1],
         "candidates": candidates,
+        "rounds": [
+            {
+                "round": at,
+                "shape": candidates[at]["shape"],
+                "non_embedding_share": share,
+                "steps": 100,
+                "before": {"cross_entropy": estimate(loss + 2)},
+                "after": {"cross_entropy": estimate(loss)},
+            }
+            for at, share, loss in ((1, 0.7051, 3.1), (2, 0.4875, 2.8))
+        ],
         "before": {"cross_entropy": estimate(6.0)},
         "arms": arms,
         "references": {"full": {"cross_entropy": estimate(2.5)}},

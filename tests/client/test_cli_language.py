@@ -146,7 +146,7 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         *("--candidates", "3", "--ranking-steps", "20", "--controls", "--training-seeds", "2"),
         *("--bytes-per-token", "30", "--steps", "200", "--seed", "7", "--evaluate", "stamps"),
         *("--verifier", "numeric", "--max-tokens", "64", "--model-id", "small"),
-        "--correct-teacher",
+        *("--correct-teacher", "--rounds", "2"),
     )
     result = cli.run(capsys, *PRUNE, *flags, "--address", gateway.address)
     assert result.code == 0, result.err
@@ -168,11 +168,14 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         verifier=language_pb2.Verifier(numeric=language_pb2.NumericVerifier()),
         sampling=language_pb2.Sampling(max_tokens=64, seed=7),
         correct_teacher=True,
+        rounds=2,
     )
     for text in (
         "notes, big",
         "non embedding share 0.5",
         "48.8% stay",
+        "70.5%",
+        "3.100 [3.050, 3.150]",
         "11.25 ms (the whole model 20.5 ms)",
         "128 tokens, float32, abacus, 2 threads",
         "60,001",

@@ -72,6 +72,24 @@ def test_a_cut_is_ranked_trained_and_served(running: Suite) -> None:
     assert language.generate(running, job.model, "red") is not None
 
 
+def test_a_large_cut_is_made_in_rounds(running: Suite) -> None:
+    asked = spec(non_embedding_share=0.3, rounds=2, controls=True, model_id="hopped")
+    job = running.finish(running.create(asked), timeout_s=300)
+    report: dict[str, Any] = running.read_json(job.report.digest)
+    first, last = report["rounds"]
+    assert first["non_embedding_share"] > last["non_embedding_share"]
+    assert last["non_embedding_share"] == report["size"]["got"]["non_embedding_share"] <= 0.3
+    assert [one["steps"] for one in (first, last)] == [2, 2]
+    arms = {arm["arm"]: arm for arm in report["arms"]}
+    assert set(arms) > {"prune", "one_round"}
+    assert {arm["steps"] for arm in arms.values()} == {4}
+    assert len({arm["trained_tokens"] for arm in arms.values()}) == 1
+    names = [path.name for path in (running.folder / "blobs").glob("projects/*/refs/models/*")]
+    assert "hopped" in names
+    assert not [name for name in names if len(name) > 60]  # rounds leave no named model
+    assert language.generate(running, job.model, "red") is not None
+
+
 def test_a_corrected_teacher_teaches(running: Suite) -> None:
     job = running.finish(
         running.create(

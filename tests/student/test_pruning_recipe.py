@@ -223,6 +223,44 @@ def test_a_cut_model_can_be_cut_again(run, home, blobs, around, texts, found):
     assert model.config.rms_norm_eps == suite.make_model().config.rms_norm_eps * 2
 
 
+def test_rounds_go_on_from_a_model_without_a_name(run, home, blobs, around, texts):
+    budget = student_pb2.PruneBudget(non_embedding_share=0.36, rounds=2)
+    first = run(importance_request("hop-1", text_shards=[texts], budget=budget))
+    report = report_of(blobs, first)
+    whole = report["shape"]["non_embedding_parameters"]
+    assert set(report["reachable"]) <= {"width", "depth", "mixed"}
+    wide = next(one for one in first.candidates if one.kind == student_pb2.PRUNE_KIND_WIDTH)
+    assert 0.4 * whole < wide.non_embedding_parameters <= 0.6 * whole
+    hop = run(suite.request("hop-1-cut", text_shards=[texts], cut=cut_of(first, wide.shape)))
+    asked = student_pb2.PruneBudget(non_embedding_share=0.36, share_of_parameters=whole)
+    name = hop.model.digest
+    second = run(importance_request("hop-2", student=name, text_shards=[texts], budget=asked))
+    assert "reachable" not in report_of(blobs, second)
+    best = second.candidates[0]
+    assert best.non_embedding_parameters <= 0.36 * whole
+    last = run(suite.request("hop-2-cut", student=name, text_shards=[texts], cut=cut_of(second)))
+    model = loaded(home, blobs, around, last, "hopped")
+    assert model.parameter_count == best.parameters
+    assert LanguageModelRecord.from_bytes(read(blobs, last.model)).card["student"] == name
+    assert "hop-1" not in list(blobs.list_refs(suite.PROJECT, "models"))
+
+
+def test_an_adapter_on_a_model_without_a_name_is_merged(run, blobs, texts, found):
+    whole = run(suite.request("nameless", text_shards=[texts], cut=cut_of(found)))
+    options = suite.training(max_steps=2, lora=language_pb2.Lora(rank=2))
+    made = run(
+        suite.request(
+            "on-nameless", student=whole.model.digest, text_shards=[texts], training=options
+        )
+    )
+    record = LanguageModelRecord.from_bytes(read(blobs, made.model))
+    assert (record.form, record.base) == ("checkpoint", "")
+    with pytest.raises(NotFound, match="no blob"):
+        run(suite.request("nobody", student="0" * 64, text_shards=[texts]))
+    with pytest.raises(InvalidInput):
+        run(suite.request("no-record", student=texts.digest, text_shards=[texts]))
+
+
 def test_an_adapter_on_a_cut_model_is_merged(run, home, blobs, around, texts, found):
     cut = cut_of(found, student_pb2.PrunedShape(intermediate_size=24, layers=2))
     options = suite.training(max_steps=3, lora=language_pb2.Lora(rank=2))
@@ -275,6 +313,13 @@ def test_what_a_cut_costs_can_be_measured_alone(run, blobs, found):
         ({"budget": share(float("nan"))}, "budget.non_embedding_share"),
         ({"budget": student_pb2.PruneBudget(max_bytes=-1)}, "budget.max_bytes"),
         ({"budget": student_pb2.PruneBudget(max_latency_ms=-1)}, "budget.max_latency_ms"),
+        ({"budget": student_pb2.PruneBudget(max_bytes=9, rounds=-1)}, "budget.rounds"),
+        ({"budget": student_pb2.PruneBudget(max_bytes=9, rounds=17)}, "budget.rounds"),
+        ({"budget": student_pb2.PruneBudget(max_latency_ms=9, rounds=2)}, "budget.rounds"),
+        (
+            {"budget": student_pb2.PruneBudget(max_bytes=9, share_of_parameters=-1)},
+            "budget.share_of_parameters",
+        ),
         (
             {"budget": student_pb2.PruneBudget(max_bytes=9, precision="int8")},
             "budget.precision",

@@ -216,6 +216,28 @@ def test_where_next_to_nothing_is_fast_enough_the_smallest_is_found():
     assert [(one.shape, one.kind, one.latency_ms) for one in found] == [(least, "mixed", 1.0)]
 
 
+def test_a_round_goes_an_even_step():
+    inner = SMALL.non_embedding_parameters
+    whole = Budget(non_embedding_share=0.25)
+    half = replace(whole, rounds=2)
+    assert half.step_of(SMALL).parameters == pytest.approx(inner / 2, abs=2)
+    assert half.limit_of(SMALL) == whole.limit_of(SMALL) == whole.step_of(SMALL)
+    assert all(
+        0.475 * inner <= one.shape.non_embedding_parameters <= 0.5 * inner
+        for one in search(SMALL, importance_of(SMALL), half)
+        if one.kind != "depth"
+    )
+    bytes_limit = Budget(max_bytes=SMALL.parameters, bytes_per_parameter=4, rounds=2)
+    assert bytes_limit.step_of(SMALL).parameters == pytest.approx(SMALL.parameters / 2, abs=2)
+    cut = replace(SMALL, layers=15)  # what an earlier round has left: shares are of the whole
+    later = replace(whole, share_of=inner)
+    assert later.limit_of(cut) == later.step_of(cut) == whole.limit_of(SMALL)
+    with pytest.raises(InvalidInput, match="least possible"):  # though the first step could be
+        search(SMALL, importance_of(SMALL), Budget(non_embedding_share=1e-5, rounds=9))
+    with pytest.raises(InvalidInput, match="nothing is to be cut"):
+        search(cut, importance_of(cut), Budget(non_embedding_share=0.75, share_of=inner, rounds=2))
+
+
 def test_large_cuts_take_several_rounds():
     assert hop_shares(0.7) == [0.7]
     assert hop_shares(2 / 3) == [2 / 3]

@@ -86,6 +86,10 @@ class CutFlags:
         ),
     ] = False
     training_seeds: Annotated[int, typer.Option(min=0, help="Training seeds per arm; 1.")] = 0
+    rounds: Annotated[
+        int,
+        typer.Option(min=0, help="Cut in so many even steps, each trained, for large cuts; 1."),
+    ] = 0
     correct_teacher: Annotated[
         bool,
         typer.Option(
@@ -127,6 +131,7 @@ def prune(
         controls=cut.controls,
         training_seeds=cut.training_seeds,
         correct_teacher=cut.correct_teacher,
+        rounds=cut.rounds,
         evaluation_datasets=[named("datasets", one) for one in evaluate or []],
         verifier=training_flags.verifier(verifier),
         sampling=sampling.message(training.seed),

@@ -13,6 +13,7 @@ def print_prune(report: dict[str, Any]) -> None:
     """Print size, candidates, arms, and what the arms have beyond each control."""
     _print_size(report)
     _print_candidates(report)
+    _print_rounds(report)
     _print_arms(report)
     for control, metrics in job_report.gains(report).items():
         for metric, value in metrics.items():
@@ -63,6 +64,23 @@ def _print_candidates(report: dict[str, Any]) -> None:
     if rows:
         heads = ["candidate", "cuts", *sizes, "#parameters", "#prior cost", "#cross-entropy"]
         output.table(heads, rows)
+
+
+def _print_rounds(report: dict[str, Any]) -> None:
+    rows = [
+        (
+            str(one.number),
+            "-" if one.share is None else f"{one.share:.1%}",
+            *(count(one.shape.get(name)) for name in job_report.SIZES),
+            count(one.steps),
+            figure(one.before.get("cross_entropy")),
+            figure(one.after.get("cross_entropy")),
+        )
+        for one in job_report.hops(report)
+    ]
+    sizes = [f"#{name.replace('_', ' ')}" for name in job_report.SIZES]
+    if rows:
+        output.table(["round", "#stays", *sizes, "#steps", "#before", "#after"], rows)
 
 
 def _print_arms(report: dict[str, Any]) -> None:

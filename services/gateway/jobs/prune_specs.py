@@ -22,8 +22,11 @@ from services.gateway.jobs.language_specs import (
 OWN_ARM = "prune"
 CONTROLS = ("no_distillation", "random_cut", "random_weights")
 """The same cut trained by cross-entropy alone; a cut by chance; the shape without any weights."""
+ONE_ROUND = "one_round"
+"""The control of several rounds: the whole model cut to the last shape at once."""
 DEFAULT_CALIBRATION = 1024
 MAX_CANDIDATES = 32
+MAX_ROUNDS = 16
 CORRECTION_RATE_SHARE = 0.2
 """Learning rate of a teacher's correction, of the cut's: nothing has to be repaired in it."""
 _DEFAULT_RATE = 1e-4
@@ -42,6 +45,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "candidates": (0, MAX_CANDIDATES),
     "ranking_steps": (0, MAX_STEPS),
     "training_seeds": (0, 32),
+    "rounds": (0, MAX_ROUNDS),
 }
 
 
@@ -67,6 +71,7 @@ def check_prune_spec(
             field="bytes_per_token",
         )
     _check_training(spec)
+    _check_rounds(spec)
     check_sampling(spec.sampling)
     if spec.HasField("verifier"):
         check_verifier(spec.verifier, sandbox=sandbox)
@@ -91,7 +96,17 @@ def models_of(spec: pb.PruneJobSpec) -> list[str]:
 
 def arms_of(spec: pb.PruneJobSpec) -> list[str]:
     """Return the arms to train, the job's own first."""
-    return [OWN_ARM, *(CONTROLS if spec.controls else ())]
+    return [OWN_ARM, *(controls_of(spec) if spec.controls else ())]
+
+
+def controls_of(spec: pb.PruneJobSpec) -> list[str]:
+    """Return the controls that a job of its number of rounds can have."""
+    return [*([ONE_ROUND] if rounds_of(spec) > 1 else []), *CONTROLS]
+
+
+def rounds_of(spec: pb.PruneJobSpec) -> int:
+    """Return the rounds of pruning and training."""
+    return spec.rounds or 1
 
 
 def runs_of(spec: pb.PruneJobSpec) -> list[tuple[str, int]]:
@@ -143,6 +158,19 @@ def _check_size(spec: pb.PruneJobSpec) -> None:
     most = 1.0 if field == "non_embedding_share" else float("inf")
     if not 0 < value < most:
         raise InvalidInput(f"{field}: {value:g} is not between 0 and {most:g}", field=field)
+
+
+def _check_rounds(spec: pb.PruneJobSpec) -> None:
+    rounds = rounds_of(spec)
+    if rounds > 1 and size_of(spec)[0] == "max_latency_ms":
+        raise InvalidInput(
+            "rounds: a time has no even steps; give another size, or 1 round", field="rounds"
+        )
+    if 0 < spec.training.max_steps < rounds:
+        raise InvalidInput(
+            f"rounds: {rounds} rounds share {spec.training.max_steps} steps; give each at least 1",
+            field="rounds",
+        )
 
 
 def _check_training(spec: pb.PruneJobSpec) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from stillhouse.student.v1 import student_pb2
 
-from services.common.blobs import BlobStore
+from services.common.blobs import BlobStore, is_digest
 from services.common.catalogue import load_catalogue
 from services.common.errors import InvalidInput, Precondition
 from services.common.model_records import LanguageModelRecord
@@ -42,7 +42,8 @@ class LanguageStudent:
     """What it computes in; trained tensors are float32 until `finish`."""
     lora: LoraOptions | None
     cut: bool
-    """Whether parts were left out, so that no other model is its base."""
+    """Whether parts were left out, or of a model without a name, so that no other model is its
+    base."""
     pruned: Card = field(default_factory=dict)
     """What a PruneCut left out, for the card; empty without one."""
 
@@ -100,7 +101,8 @@ def load_student(
     if kept or pruning:
         model = model.requires_grad_(False).eval()
         loaded = replace(loaded, model=model)  # lets go of the parts left out
-    return LanguageStudent(loaded, model, dtype, lora, bool(kept) or pruning, card)
+    nameless = is_digest(recipe.student)  # nobody could load an adapter on it
+    return LanguageStudent(loaded, model, dtype, lora, bool(kept) or pruning or nameless, card)
 
 
 def _check_tokenizer(loaded: LoadedLanguageModel, wanted: str) -> None:

@@ -54,6 +54,8 @@ def find_cuts(
     report = _report(recipe, student, base, importance, candidates)
     if watch is not None:
         report["latency"] = watch.notes()
+    elif recipe.budget.rounds > 1:
+        report["reachable"] = _reachable(recipe, base, importance)
     if skipped:
         report["skipped"] = skipped
     return student_pb2.ImportanceResult(
@@ -151,6 +153,14 @@ def _candidates(
     budget = requests.read_budget(recipe.budget)
     per_kind = recipe.max_candidates or requests.DEFAULT_CANDIDATES
     return search(base, importance, budget, per_kind=per_kind)
+
+
+def _reachable(
+    recipe: student_pb2.ImportanceRecipe, base: Shape, importance: Importance
+) -> list[str]:
+    """Kinds of cut that reach the limit itself: nobody goes rounds towards what cannot be."""
+    whole = replace(requests.read_budget(recipe.budget), rounds=1)
+    return sorted({one.kind for one in search(base, importance, whole, per_kind=1)})
 
 
 def _report(

@@ -14,6 +14,7 @@ from services.student.pruning.shape import CUT_SIZES, Shape
 MAX_CALIBRATION = 65_536
 MAX_LENGTH = 1 << 20
 MAX_CANDIDATES = 100
+MAX_ROUNDS = 16
 DEFAULT_LENGTH = 256
 DEFAULT_SEQUENCES = 1024
 DEFAULT_CANDIDATES = 3
@@ -88,13 +89,27 @@ def check_budget(message: student_pb2.PruneBudget) -> None:
         raise InvalidInput(
             "budget.precision: must be float32, bfloat16 or empty", field="budget.precision"
         )
+    if message.share_of_parameters < 0:
+        raise InvalidInput(
+            "budget.share_of_parameters: must not be negative", field="budget.share_of_parameters"
+        )
+    if not 0 <= message.rounds <= MAX_ROUNDS or (message.rounds > 1 and message.max_latency_ms):
+        raise InvalidInput(
+            f"budget.rounds: from 0 to {MAX_ROUNDS}, at most 1 beside max_latency_ms, since time "
+            "has no even steps",
+            field="budget.rounds",
+        )
 
 
 def read_budget(message: student_pb2.PruneBudget) -> Budget:
     """The budget of size of a request that `check_budget` let through."""
     limit = str(message.WhichOneof("limit"))
-    sizes = {limit: getattr(message, limit)}
-    return replace(Budget(bytes_per_parameter=_BYTES[message.precision]), **sizes)
+    budget = Budget(
+        bytes_per_parameter=_BYTES[message.precision],
+        share_of=message.share_of_parameters,
+        rounds=max(message.rounds, 1),
+    )
+    return replace(budget, **{limit: getattr(message, limit)})
 
 
 def read_shape(message: student_pb2.PrunedShape, base: Shape) -> Shape:
