@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from stillhouse.common.v1 import items_pb2, language_pb2
 from stillhouse.student.v1 import student_pb2
 
@@ -138,6 +139,10 @@ def test_the_report_tells_it_to_people(blobs, found):
     report = report_of(blobs, found)
     assert report["shape"]["parameters"] == shape_of(suite.make_model()).parameters
     assert [set(one) for one in report["layers"]] == [{"layer", "score", "perplexity_without"}] * 3
+    scores, without = (
+        [one[name] for one in report["layers"]] for name in ("score", "perplexity_without")
+    )
+    assert report["rank_correlation"] == pytest.approx(spearmanr(scores, without).statistic)
     assert report["provenance"] == {"dataset": "patterns"}
     assert report["budget"] == {"non_embedding_share": 0.6}
     assert report["calibration"]["sequences"] == len(suite.sequences_of(suite.texts()))

@@ -18,6 +18,7 @@ from services.student.pruning.architecture import shape_of
 from services.student.pruning.depth import layer_perplexities
 from services.student.pruning.importance import check_calibration, measure_importance
 from services.student.pruning.latency import check_latency, search_latency
+from services.student.pruning.ranks import rank_correlation
 from services.student.pruning.schedule import hop_shares
 from services.student.pruning.scores import Importance
 from services.student.pruning.search import Candidate, Grid, check_possible, search
@@ -192,6 +193,8 @@ def _report(
     }
     if perplexities is not None:
         report["perplexity"] = float(perplexities[0])
+        scores = importance.layers.numpy(), perplexities[1:].numpy()
+        report["rank_correlation"] = rank_correlation(*scores)
         for layer, value in zip(layers, perplexities[1:], strict=True):
             layer["perplexity_without"] = float(value)
     return report
