@@ -129,8 +129,13 @@ class BlobStore:
             self._fs.pipe_file(path, data)
             return
         temporary = f"{folder}/.{uuid.uuid4().hex}"
-        self._fs.pipe_file(temporary, data)
-        self._fs.mv(temporary, path)
+        try:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, path)
+        except OSError:  # a full disk: leave it no fuller
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(temporary)
+            raise
 
     def _base(self, project: str) -> str:
         return f"{self._root}/projects/{check_id(project, field='project')}"

@@ -21,7 +21,7 @@ from stillhouse.student.v1 import student_pb2, student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
 from services.common.blobs import BlobStore, digest_of
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import InvalidInput, NotFound, OutOfSpace
 from services.common.interceptors import ErrorInterceptor
 from services.common.model_records import LanguageModelRecord
 from services.common.texts import unpack_records
@@ -202,6 +202,8 @@ class Student(student_pb2_grpc.StudentServiceServicer):
     measured: list[student_pb2.ImportanceRecipe] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     hang: bool = False
+    is_full: bool = False
+    """Whether its disk has no room."""
     hold_after: int = 10**9
     """Language runs after which one waits for ever."""
     first_step: int = 70_000
@@ -221,6 +223,10 @@ class Student(student_pb2_grpc.StudentServiceServicer):
         yield student_pb2.TrainResponse(sequence=2, progress=last)
         while self.hang or len(self.recipes) > self.hold_after:
             await asyncio.sleep(0.05)
+        if self.is_full:
+            status = OutOfSpace("the disk is full; make room and start the job again").to_status()
+            yield student_pb2.TrainResponse(sequence=3, error=status)
+            return
         report = self._report(recipe)
         result = student_pb2.LanguageModelResult(report=self._put(json.dumps(report).encode()))
         if not recipe.discard_model and not recipe.evaluate_only:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any
 
 import pytest
@@ -360,6 +361,31 @@ async def test_what_only_the_measurement_knows_fails_the_job_before_any_target(l
         assert words in job["error"]["message"]
     assert not lab.teacher.calls["TARGET_KIND_SAMPLED"]
     assert not lab.student.recipes
+
+
+async def test_a_full_disk_ends_the_job_and_the_next_one_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = await pruned(lab, training={"maxSteps": 3})
+    lab.student.is_full = True
+    job = await lab.until(await lab.start(prune=spec), "SUCCEEDED", "FAILED")
+    assert (job["error"]["code"], job["state"]) == (8, "JOB_STATE_FAILED")
+    assert "make room and start the job again" in job["error"]["message"]
+    assert len(lab.student.recipes) == 1  # nobody tries again by himself
+    assert not list(lab.blobs.list_refs(HERE.project, "models"))
+    lab.student.is_full = False
+
+    def no_room(*_: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.world.gateway.engine._tools.blobs, "put", no_room)
+        job = await lab.until(await lab.start(prune=spec), "SUCCEEDED", "FAILED")
+    assert job["error"]["code"] == 8
+    assert "the disk of the gateway or of the blob store is full" in job["error"]["message"]
+    assert not list(lab.blobs.list_refs(HERE.project, "models"))
+    assert (await lab.done(await lab.start(prune=spec)))["model"] == name_of("tuned-pruned")
+    assert len(lab.student.measured) == 1  # found from the first
 
 
 async def test_a_prune_job_needs_texts(lab: Lab) -> None:

@@ -378,10 +378,12 @@ def test_too_little_text_and_impossible_budgets_are_refused(run, blobs, texts):
     one = suite.put_records(blobs, [TextRecord("a", text="only one sequence")])
     none = suite.put_records(blobs, [TextRecord("a", text="short")])
     answer = suite.put_records(blobs, [TextRecord("a", prompt="1 + 1 =", answer=" 2")])
+    token = suite.put_records(blobs, [TextRecord("a", text="a")])
     whole = student_pb2.PruneBudget(max_parameters=10**9)
     for name, recipe, error, match in (
         ("one", {"text_shards": [one]}, InvalidInput, "1 sequences"),
         ("none", {"text_shards": [none]}, InvalidInput, "0 sequences"),
+        ("token", {"text_shards": [token]}, InvalidInput, "at least 2 sequences"),
         ("answer", {"text_shards": [answer]}, InvalidInput, "at least 2 sequences"),
         ("max", {"text_shards": [texts], "max_sequences": 1}, InvalidInput, "at least 2"),
         ("length", {"text_shards": [texts], "sequence_length": 1}, InvalidInput, "below 8"),
@@ -399,6 +401,32 @@ def test_too_little_text_and_impossible_budgets_are_refused(run, blobs, texts):
     ):
         with pytest.raises(error, match=match):
             run(importance_request(f"refused-{name}", **recipe))
+
+
+def test_another_architecture_is_refused_by_name(home, blobs, around, texts, found):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = home / "other"
+    sizes = {"vocab_size": 264, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder / "gpt")
+    suite.make_tokenizer().save_pretrained(folder / "gpt")
+    (folder / "catalogue.toml").write_text(
+        '[entries.gpt]\nkind = "language-model"\nloader = "transformers"\n'
+        f'licence = "CC0-1.0"\nsource = "file:{folder / "gpt"}"\n'
+    )
+    elsewhere = replace(around, catalogue=folder / "catalogue.toml")
+    cut = cut_of(found, SOME)
+    for asked in (
+        importance_request("gpt", student="gpt", text_shards=[texts], budget=share(0.6)),
+        suite.request("gpt-cut", student="gpt", text_shards=[texts], cut=cut),
+    ):
+        run_dir = RunDir.of(home / "runs", suite.PROJECT, asked.run_id)
+        run_dir.create(asked)
+        made = Training(suite.PROJECT, blobs, run_dir.next_writer(), lambda: None, elsewhere)
+        with pytest.raises(Precondition, match="type gpt2 cannot be pruned; llama and mistral can"):
+            train(made, asked)
+        stages = {event.progress.stage for event in run_dir.events()[0]}
+        assert stages <= {"loading the model", "loading the student"}
 
 
 def test_cuts_that_the_model_cannot_have_are_refused(run, blobs, texts, found):

@@ -25,7 +25,7 @@ from services.student.language import exams, students
 from services.student.language.course import Course, Progress
 from services.student.language.data import TargetBank
 from services.student.language.evaluation import take
-from services.student.language.measures import Item, Measured
+from services.student.language.measures import Item, Measured, check_finite
 from services.student.language.options import TrainingOptions, read_options
 from services.student.language.plan import plan_steps
 from services.student.language.reading import TrainingData, read_data
@@ -64,7 +64,9 @@ def _train(
     data = None if recipe.evaluate_only else read_data(training, recipe, options, student)
 
     def measure(who: Examinee, when: str) -> dict[str, list[Item]]:
-        return take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
+        told = take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
+        check_finite(told, when)
+        return told
 
     before: Measured = {}
     if recipe.evaluate_only or not recipe.evaluation.skip_before:
@@ -106,6 +108,7 @@ def _fit(
 
     def heldout(model: Any) -> float:
         items = cross_entropies(Examinee(model, student.loaded.encoder, student.dtype), some)
+        check_finite({"cross_entropy": items}, "during training")
         return sum(one.value for one in items) / sum(one.count for one in items)
 
     course = Course(

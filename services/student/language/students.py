@@ -154,7 +154,14 @@ def make_trainable(student: LanguageStudent, seed: int) -> None:
 
 def finish(student: LanguageStudent) -> None:
     """Make the weights those that `save` writes: merged where there is no base for the adapter, and
-    rounded where the student computes in bfloat16."""
+    rounded where the student computes in bfloat16. Raises Precondition where training has left some
+    that are no numbers."""
+    trained = (weight for weight in student.model.parameters() if weight.requires_grad)
+    if not all(bool(weight.isfinite().all()) for weight in trained):
+        raise Precondition(
+            "training has left weights that are no numbers; use a lower learning_rate",
+            differences={"weights": "NaN or infinity"},
+        )
     if student.lora is not None and not student.cut:
         return
     if student.lora is not None:
