@@ -203,9 +203,10 @@ def test_a_prune_job_is_estimated_and_told_as_json(capsys: Capture, gateway: Wor
     assert sent.WhichOneof("size") == "max_parameters"
     assert sent.axes == jobs_pb2.PRUNE_AXES_BOTH
     timed = (*PRUNE, "--max-latency-ms", "12.5", "--address", gateway.address)
+    timed += ("--intermediate-states", "3")
     assert "measured on" in cli.run(capsys, *timed).out
     sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
-    assert sent.max_latency_ms == 12.5
+    assert (sent.max_latency_ms, sent.training.intermediate_states) == (12.5, 3)
     with Client(gateway.address) as client:
         job = client.jobs.create(jobs_pb2.PruneJobSpec(max_bytes=1 << 20))
     assert job.WhichOneof("spec") == "prune"

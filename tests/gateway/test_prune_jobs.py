@@ -151,6 +151,21 @@ async def test_controls_get_the_same_steps_and_targets(lab: Lab) -> None:
     assert {arm["seeds"] for arm in report["arms"]} == {2}
 
 
+async def test_states_are_of_arms_that_learn_from_the_whole_model(lab: Lab) -> None:
+    training = {"maxSteps": 3, "intermediateStates": 2}
+    spec = await pruned(lab, controls=True, correctTeacher=True, training=training)
+    await lab.done(await lab.start(prune=spec))
+    asked = {one.provenance["arm"]: one for one in lab.student.recipes}
+    assert {arm: one.training.intermediate_states for arm, one in asked.items()} == {
+        "teacher": 0,
+        "full": 0,
+        "prune": 2,
+        "no_distillation": 0,
+        "random_cut": 2,
+        "random_weights": 2,
+    }
+
+
 async def test_rounds_go_on_from_what_the_last_one_made(lab: Lab) -> None:
     training = {"seed": "7", "maxSteps": 9}
     spec = await pruned(lab, rounds=2, candidates=2, controls=True, training=training)
@@ -320,6 +335,11 @@ async def test_a_prune_that_cannot_work_is_refused(lab: Lab) -> None:
         ({**good, "rounds": 17}, ["rounds"]),
         ({**sized, "maxLatencyMs": 5, "rounds": 2}, ["rounds", "no even steps"]),
         ({**good, "rounds": 3, "training": {"maxSteps": 2}}, ["3 rounds share 2 steps"]),
+        (
+            {**good, "rounds": 2, "training": {"intermediateStates": 2}},
+            ["intermediate_states", "take 1 round"],
+        ),
+        ({**good, "training": {"intermediateStates": -1}}, ["training.intermediate_states"]),
         ({**good, "bytesPerToken": 1}, ["bytes_per_token"]),
         ({**good, "training": {"loss": "LANGUAGE_LOSS_CROSS_ENTROPY"}}, ["training.loss"]),
         ({**good, "training": {"loss": "LANGUAGE_LOSS_ULD"}}, ["training.loss"]),

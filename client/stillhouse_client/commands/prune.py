@@ -90,6 +90,10 @@ class CutFlags:
         int,
         typer.Option(min=0, help="Cut in so many even steps, each trained, for large cuts; 1."),
     ] = 0
+    intermediate_states: Annotated[
+        int,
+        typer.Option(min=0, help="Layers whose states are drawn to the whole model's; 0: none."),
+    ] = 0
     correct_teacher: Annotated[
         bool,
         typer.Option(
@@ -136,5 +140,7 @@ def prune(
         verifier=training_flags.verifier(verifier),
         sampling=sampling.message(training.seed),
     )
+    if cut.intermediate_states:
+        spec.training.intermediate_states = cut.intermediate_states
     size.fill(spec)
     start(spec, flags)

@@ -121,6 +121,7 @@ async def estimate_prune_job(
     tokens = round(count * tokens_each)
     calibration = (spec.calibration_sequences or DEFAULT_CALIBRATION) * plan["sequence_length"]
     step_s = token_s * _TRAIN * _share(spec, plan["model"])
+    step_s += token_s if spec.training.intermediate_states else 0.0  # the whole model's pass
     trained = trained_tokens(spec.training, tokens, max(count, 1))
     steps = steps_of(spec.training, count, with_replay=False)
     rounds, seeds = rounds_of(spec), spec.training_seeds or 1

@@ -43,6 +43,7 @@ class Recipes:
         self._cut(recipe, number)
         if arm == "no_distillation":
             recipe.training.loss = language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
+            recipe.training.intermediate_states = 0
         if arm in ("random_cut", "random_weights"):
             recipe.cut.ClearField("importance")
             recipe.cut.random = arm == "random_cut"

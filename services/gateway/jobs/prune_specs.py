@@ -140,7 +140,7 @@ def correction_of(spec: pb.PruneJobSpec) -> language_pb2.LanguageTraining:
     training = language_pb2.LanguageTraining()
     training.CopyFrom(spec.training)
     training.loss = language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
-    training.patience = 0
+    training.patience = training.intermediate_states = 0
     training.learning_rate = CORRECTION_RATE_SHARE * (training.learning_rate or _DEFAULT_RATE)
     if not training.max_steps:
         training.epochs = min(training.epochs or 1, 1)
@@ -166,6 +166,12 @@ def _check_rounds(spec: pb.PruneJobSpec) -> None:
         raise InvalidInput(
             "rounds: a time has no even steps; give another size, or 1 round", field="rounds"
         )
+    if rounds > 1 and spec.training.intermediate_states:
+        raise InvalidInput(
+            "training.intermediate_states: of a later round the model as it was is a cut itself; "
+            "leave it out, or take 1 round",
+            field="training.intermediate_states",
+        )
     if 0 < spec.training.max_steps < rounds:
         raise InvalidInput(
             f"rounds: {rounds} rounds share {spec.training.max_steps} steps; give each at least 1",
@@ -175,7 +181,7 @@ def _check_rounds(spec: pb.PruneJobSpec) -> None:
 
 def _check_training(spec: pb.PruneJobSpec) -> None:
     """Refuse before the targets are stored what training would refuse after them."""
-    check_training(spec.training)
+    check_training(spec.training, cut=True)
     if spec.training.loss == language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY:
         raise InvalidInput(
             "training.loss: a cut learns from the model as it was; cross-entropy alone is a "

@@ -21,7 +21,7 @@ from stillhouse.student.v1 import student_pb2
 
 from services.student.artefacts import Card, to_json
 from services.student.head_recipe import put
-from services.student.language import exams, students
+from services.student.language import exams, states, students
 from services.student.language.course import Course, Progress
 from services.student.language.data import TargetBank
 from services.student.language.evaluation import take
@@ -75,7 +75,9 @@ def _train(
         report = make_report(before, None, None, _notes(recipe, student, exam.skipped, None))
         return student_pb2.LanguageModelResult(report=_put(training, report))
     students.make_trainable(student, options.seed)
-    progress = _fit(training, recipe, options, student, data, exam)
+    guide = states.attach(student, options.intermediate_states)
+    progress = _fit(training, recipe, options, student, data, exam, guide)
+    states.detach(student)
     training.progress("finishing the weights", 0, 0)
     students.finish(student)
     after = measure(student.examinee, "after training")
@@ -91,6 +93,7 @@ def _fit(
     student: LanguageStudent,
     data: TrainingData,
     exam: exams.Exam,
+    guide: states.StateGuide | None,
 ) -> Progress:
     lengths, again = (
         np.array([len(one.tokens) for one in some], np.int64)
@@ -118,6 +121,7 @@ def _fit(
         heldout=heldout if some else None,
         teach=data.teach,
         kind=data.bank.kind if data.bank else "top_k",
+        guide=guide,
     )
     training.progress("training", 0, len(steps))
     return fit(student.model, course, options, training, dtype=student.dtype)

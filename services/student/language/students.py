@@ -19,7 +19,7 @@ from services.student.artefacts import Card
 from services.student.language.options import ATTENTION_AND_FEED_FORWARD, LoraOptions
 from services.student.language.requests import is_uld
 from services.student.language.scoring import Examinee
-from services.student.pruning.applied import prune
+from services.student.pruning.applied import Pruned, prune
 from services.student.recipes import Training
 from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import (
@@ -46,6 +46,8 @@ class LanguageStudent:
     base."""
     pruned: Card = field(default_factory=dict)
     """What a PruneCut left out, for the card; empty without one."""
+    guide: Pruned | None = None
+    """The cut beside the model as it was, where the recipe compares their states."""
 
     @property
     def examinee(self) -> Examinee:
@@ -91,18 +93,22 @@ def load_student(
             f"{recipe.student} is an adapter on {loaded.base}; start from {loaded.base}",
             differences={"student": f"adapter on {loaded.base}"},
         )
-    model, card = loaded.model, Card()
+    model, card, guide = loaded.model, Card(), None
     if kept:
         _check_layers(model, kept)
         model = keep_layers(model, kept)
     elif pruning:
         blobs, project = training.blobs, training.project
-        model, card = prune(model, loaded.digest, recipe.cut, blobs, project)
+        pruned = prune(model, loaded.digest, recipe.cut, blobs, project)
+        model, card = pruned.model, pruned.card
+        if recipe.training.intermediate_states and not recipe.evaluate_only:
+            guide = pruned
     if kept or pruning:
         model = model.requires_grad_(False).eval()
         loaded = replace(loaded, model=model)  # lets go of the parts left out
     nameless = is_digest(recipe.student)  # nobody could load an adapter on it
-    return LanguageStudent(loaded, model, dtype, lora, bool(kept) or pruning or nameless, card)
+    cut = bool(kept) or pruning or nameless
+    return LanguageStudent(loaded, model, dtype, lora, cut, card, guide)
 
 
 def _check_tokenizer(loaded: LoadedLanguageModel, wanted: str) -> None:

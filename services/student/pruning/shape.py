@@ -118,6 +118,12 @@ class Shape:
             yield "kept_layers", f"names {len(kept)} layers, layers says {self.layers}"
 
 
+def spread(layers: int, count: int) -> list[int]:
+    """`count` of so many layers at equal distances, the last included; all where it is more."""
+    some = min(count, layers)
+    return [-(-layers * at // some) - 1 for at in range(1, some + 1)]
+
+
 def _near(value: int, divisor: int) -> str:
     """The multiples of `divisor` on both sides of `value`, for a message."""
     low = value // divisor * divisor
