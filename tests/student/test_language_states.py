@@ -46,6 +46,10 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+def value(scalar: torch.Tensor) -> float:
+    return float(scalar.detach())
+
+
 def test_the_loss_is_its_definition_and_so_is_its_gradient():
     torch.manual_seed(0)
     mine = [torch.randn(5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
@@ -54,17 +58,17 @@ def test_the_loss_is_its_definition_and_so_is_its_gradient():
     total = 0.0
     for layer in range(2):
         for token in range(5):
-            a = [float(row @ mine[layer][token].float()) for row in projection]
+            a = (projection @ mine[layer][token].float()).tolist()
             b = its[layer][token].tolist()
             dot = sum(x * y for x, y in zip(a, b, strict=True))
             total += 1 - dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
     loss = intermediate_loss(mine, its, projection)
-    assert float(loss) == pytest.approx(total / 10, rel=1e-5)
+    assert value(loss) == pytest.approx(total / 10, rel=1e-5)
     loss.backward()
     assert projection.grad.abs().sum() > 0
     assert mine[0].grad.abs().sum() > 0
     assert its[0].grad is None
-    assert float(intermediate_loss(mine, mine)) == pytest.approx(0, abs=1e-6)
+    assert value(intermediate_loss(mine, mine)) == pytest.approx(0, abs=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert intermediate_loss(mine, its, projection).dtype == torch.float32
     for wrong in ([], its[:1]):
@@ -76,12 +80,12 @@ def test_both_losses_weigh_the_same_and_the_weight_has_no_gradient():
     x = torch.tensor(2.0, requires_grad=True)
     loss, other = 3 * x, x**3
     total = balanced(loss, other)
-    assert float(total) == pytest.approx(12)  # twice the loss
+    assert value(total) == pytest.approx(12)  # twice the loss
     total.backward()
-    assert float(x.grad) == pytest.approx(3 + 6 / 8 * 3 * 4)
-    assert float(balanced(loss, other, size=loss / 3)) == pytest.approx(8)
-    assert float(balanced(loss, torch.tensor(0.0))) == 6
-    assert float(balanced(torch.tensor(0.0), other)) == 0
+    assert value(x.grad) == pytest.approx(3 + 6 / 8 * 3 * 4)
+    assert value(balanced(loss, other, size=loss / 3)) == pytest.approx(8)
+    assert value(balanced(loss, torch.tensor(0.0))) == 6
+    assert value(balanced(torch.tensor(0.0), other)) == 0
 
 
 def test_what_draws_cost_any_student_is_their_entropy():
@@ -91,7 +95,7 @@ def test_what_draws_cost_any_student_is_their_entropy():
     for row in range(len(targets.tail)):
         weights = targets.weight[targets.row == row].double()
         total -= float((weights * weights.log()).sum())
-    assert float(entropy(targets)) == pytest.approx(total / len(targets.tail), rel=1e-5)
+    assert value(entropy(targets)) == pytest.approx(total / len(targets.tail), rel=1e-5)
 
 
 def bank_of(sequences, kind: str) -> TargetBank:
@@ -138,7 +142,7 @@ def test_states_are_those_after_the_same_layers():
             cosines.append(torch.cosine_similarity(mine, told, dim=-1))
     count = len(torch.cat(cosines))
     assert count == 2 * batch.token_count
-    assert float(apart) == pytest.approx(float(1 - torch.cat(cosines).mean()), rel=1e-4)
+    assert value(apart) == pytest.approx(float(1 - torch.cat(cosines).mean()), rel=1e-4)
 
 
 @torch.no_grad()
@@ -168,7 +172,7 @@ def test_rows_in_several_passes_give_the_same_states():
     (_, one), (_, other) = (
         guide.compare(student.model, collate(some), torch.float32) for some in (rising, falling)
     )
-    assert float(one) == pytest.approx(float(other), rel=1e-4)
+    assert value(one) == pytest.approx(value(other), rel=1e-4)
 
 
 def test_a_narrower_cut_learns_a_projection_that_begins_with_its_channels():
@@ -211,10 +215,10 @@ def test_the_loss_of_a_step_is_twice_what_can_be_learned():
         batch = collate(sequences, bank_of(sequences, kind))
         plain = distillation_loss(target_logits(model, batch), batch, OPTIONS, kind)
         alone = guided_loss(model, batch, None, OPTIONS, kind, dtype=torch.float32)
-        assert float(alone) == pytest.approx(float(plain))
+        assert value(alone) == pytest.approx(value(plain))
         floor = float(entropy(batch.targets)) if kind == "sampled" else 0.0
         found = guided_loss(model, batch, guide, OPTIONS, kind, dtype=torch.float32)
-        assert float(found) == pytest.approx(2 * float(plain) - floor, rel=1e-4)
+        assert value(found) == pytest.approx(2 * value(plain) - floor, rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -167,13 +167,13 @@ async def choose(
 
 
 async def rank(
-    job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, place: int
+    job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, at: int
 ) -> PruneChoice:
     """Train the likeliest cuts of a round, counted from 0, shortly; choose the one of the lowest
     held-out cross-entropy."""
     spec = job.spec.prune
     recipes = Recipes(spec, plan, cuts, data, ranking_exam(await measured_shards(job, plan)))
-    steps = ranking_steps_of(spec, round_steps(spec, steps_for(job, data), place))
+    steps = ranking_steps_of(spec, round_steps(spec, steps_for(job, data), at))
     count = min(spec.candidates, len(cuts["candidates"]))
     ranked: list[RankedCut] = []
     for number in range(count):

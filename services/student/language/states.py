@@ -116,11 +116,11 @@ def _floor(batch: Batch, options: LossOptions, kind: str) -> Tensor | float:
 
 def _projection(channels: Tensor, whole: int, model: Any) -> nn.Linear:
     """A projection that begins by putting each channel back in its place."""
-    made = nn.utils.skip_init(nn.Linear, len(channels), whole, bias=False)
-    with torch.no_grad():
-        made.weight.zero_()
-        made.weight[channels, torch.arange(len(channels))] = 1
-    return made.to(next(model.parameters()).device)
+    weight = torch.zeros(whole, len(channels))
+    weight[channels, torch.arange(len(channels))] = 1
+    made = nn.Linear(len(channels), whole, bias=False, device="meta")
+    made.weight = nn.Parameter(weight.to(next(model.parameters()).device))
+    return made
 
 
 def _picked(made: list[Tensor], wanted: list[Tensor]) -> Tensor:

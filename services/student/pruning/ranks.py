@@ -20,5 +20,5 @@ def rank_correlation(first: Numbers, second: Numbers) -> float | None:
 def _ranks(scores: Numbers) -> npt.NDArray[np.float64]:
     """Ranks [n] from 0, rising with the score."""
     _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    last = counts.cumsum() - 1
-    return (last - (counts - 1) / 2)[places]
+    means: npt.NDArray[np.float64] = counts.cumsum() - (counts + 1) / 2
+    return means[places]

@@ -79,7 +79,7 @@ class Shape:
 
     def resized(self, **sizes: int) -> Shape:
         """The shape with other sizes; which layers it keeps is open. Raises InvalidInput."""
-        return replace(self, kept_layers=(), **sizes)
+        return replace(replace(self, kept_layers=()), **sizes)  # type: ignore[arg-type]
 
     def check_within(self, base: Shape) -> None:
         """Raise InvalidInput, field by field, where `base` cannot be cut to this shape."""
