@@ -14,7 +14,7 @@ def rank_correlation(first: Numbers, second: Numbers) -> float | None:
     ranks = np.stack([_ranks(first), _ranks(second)])
     if len(first) < 2 or not ranks.std(axis=1).all():
         return None
-    return float(np.corrcoef(ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def _ranks(scores: Numbers) -> npt.NDArray[np.float64]:
