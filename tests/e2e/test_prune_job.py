@@ -58,7 +58,8 @@ def test_a_large_cut_is_made_in_rounds(running: Suite) -> None:
     arms = {arm["arm"]: arm for arm in report["arms"]}
     assert set(arms) > {"prune", "one_round"}
     assert {arm["steps"] for arm in arms.values()} == {4}
-    assert len({arm["trained_tokens"] for arm in arms.values()}) == 1
+    tokens = [arm["trained_tokens"] for arm in arms.values()]
+    assert max(tokens) < 1.1 * min(tokens)
     assert "hopped" in model_names(running)
     assert all(len(name) < 64 for name in model_names(running))  # rounds leave no named model
     assert language.generate(running, job.model, "red") is not None

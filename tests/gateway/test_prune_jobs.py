@@ -187,6 +187,7 @@ async def test_rounds_go_on_from_what_the_last_one_made(lab: Lab) -> None:
     assert all(one.target_shards == hop.target_shards for one in runs)
     assert lab.teacher.calls["TARGET_KIND_SAMPLED"] == 1
     assert not hop.discard_model
+    assert (hop.training.seed, own.training.seed) == (6, 7)
     assert own.provenance["student_digest"] == second.student
     assert hop.cut.importance.digest == controls[0].cut.importance.digest
     assert {one.cut.shape.hidden_size for one in [own, *controls]} == {32}

@@ -52,8 +52,9 @@ class Recipes:
         return recipe
 
     def of_round(self, place: int, number: int, steps: int) -> student_pb2.LanguageRecipe:
-        """Return the training of a round before the last, counted from 0."""
-        recipe = self.of_arm(OWN_ARM, 0, number, steps)
+        """Return the training of a round before the last, counted from 0. Its seed is its own, so
+        that no two rounds go through the same part of the data."""
+        recipe = self.of_arm(OWN_ARM, -1 - place, number, steps)
         recipe.provenance["round"] = str(place + 1)
         return recipe
 
