@@ -39,6 +39,7 @@ _ARMS = {
     "style": "style model's examples",
     "prune": "the cut, distilled",
     "no_distillation": "the cut without distillation",
+    "one_round": "the same size cut at once",
     "random_cut": "random cut",
     "random_weights": "random weights",
     "soft_hard": "teacher and labels",
@@ -91,6 +92,19 @@ class Candidate:
     cross_entropy: float | None
     """Held-out, after its short training; None where it had none."""
     chosen: bool
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A round of pruning and training: what was left, and what that measured."""
+
+    number: int
+    shape: dict[str, Any]
+    share: float | None
+    """Of the whole model's parameters outside the embeddings."""
+    steps: int
+    before: dict[str, Figure]
+    after: dict[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,23 @@ def candidates(report: dict[str, Any]) -> list[Candidate]:
     ]
 
 
+def hops(report: dict[str, Any]) -> list[Hop]:
+    """Return the rounds of a prune job that cut in several."""
+    if report.get("kind") != "prune":
+        return []
+    return [
+        Hop(
+            _count(one.get("round")) or at,
+            one["shape"] if isinstance(one.get("shape"), dict) else {},
+            number(one.get("non_embedding_share")),
+            _count(one.get("steps")) or 0,
+            _figures(one.get("before")),
+            _figures(one.get("after")),
+        )
+        for at, one in enumerate(_dicts(report.get("rounds")), 1)
+    ]
+
+
 def paired_alone(report: dict[str, Any]) -> dict[str, Figure]:
     """Return by metric how much teacher and labels gave beyond labels alone, paired."""
     return _figures(report.get("paired_alone"))
@@ -186,6 +217,8 @@ def coverage(report: dict[str, Any]) -> tuple[int, int] | None:
 
 def rounds(report: dict[str, Any]) -> list[Round]:
     """Return what each round of a tuneshift job kept."""
+    if report.get("kind") == "prune":
+        return []
     return [
         Round(
             _count(one.get("round")) or at,

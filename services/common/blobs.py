@@ -29,9 +29,14 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_digest(text: str) -> bool:
+    """Return whether `text` has the form of a digest."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def check_digest(digest: str, *, field: str = "digest") -> str:
     """Return `digest` where it is one, else raise InvalidInput. Guards every path built from it."""
-    if not _DIGEST.fullmatch(digest):
+    if not is_digest(digest):
         raise InvalidInput(f"{field}: not a lower-case SHA-256", field=field)
     return digest
 
@@ -124,8 +129,13 @@ class BlobStore:
             self._fs.pipe_file(path, data)
             return
         temporary = f"{folder}/.{uuid.uuid4().hex}"
-        self._fs.pipe_file(temporary, data)
-        self._fs.mv(temporary, path)
+        try:
+            self._fs.pipe_file(temporary, data)
+            self._fs.mv(temporary, path)
+        except OSError:  # a full disk: leave it no fuller
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(temporary)
+            raise
 
     def _base(self, project: str) -> str:
         return f"{self._root}/projects/{check_id(project, field='project')}"

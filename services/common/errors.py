@@ -7,6 +7,7 @@ StillhouseError
 ├── Precondition        FAILED_PRECONDITION  PreconditionFailure: what differs
 │   └── HeadMoved       FAILED_PRECONDITION  reason HEAD_MOVED, metadata head_version
 ├── Overloaded          RESOURCE_EXHAUSTED   RetryInfo
+├── OutOfSpace          RESOURCE_EXHAUSTED   reason OUT_OF_SPACE; nobody tries again by itself
 ├── PeerUnavailable     UNAVAILABLE          RetryInfo
 ├── Cancelled           CANCELLED
 ├── Unsupported         UNIMPLEMENTED
@@ -15,6 +16,7 @@ StillhouseError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 from google.protobuf import any_pb2, duration_pb2
@@ -22,6 +24,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "stillhouse"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StillhouseError(Exception):
@@ -155,6 +158,13 @@ class PeerUnavailable(Overloaded):
     reason = "UNAVAILABLE"
 
 
+class OutOfSpace(StillhouseError):
+    """A disk is full: what was begun cannot be finished before somebody makes room."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "OUT_OF_SPACE"
+
+
 class Cancelled(StillhouseError):
     """The work was cancelled."""
 
@@ -188,7 +198,26 @@ _BY_CODE: dict[int, type[StillhouseError]] = {
 
 def from_status(status: status_pb2.Status) -> StillhouseError:
     """Return the error a status stands for; an unknown code becomes Internal."""
+    if _reason(status) == OutOfSpace.reason:
+        return OutOfSpace(status.message)
     return _BY_CODE.get(status.code, Internal)(status.message)
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Return whether a library failed because a disk is full, or a quota used up."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    # Libraries in Rust, as safetensors is, have it in the text alone.
+    return any(f"(os error {code})" in str(error) for code in _NO_SPACE)
+
+
+def _reason(status: status_pb2.Status) -> str:
+    """Return the reason that a status' ErrorInfo gives; empty where it has none."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return str(info.reason)
+    return ""
 
 
 def _pack(message: Message) -> any_pb2.Any:

@@ -4,7 +4,6 @@ kinds."""
 from __future__ import annotations
 
 import asyncio
-import errno
 import re
 import time
 import uuid
@@ -18,10 +17,9 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from services.common import logs, metrics
-from services.common.errors import Internal, Overloaded, StillhouseError
+from services.common.errors import Internal, Overloaded, StillhouseError, is_out_of_space
 
 REQUEST_ID = "x-request-id"
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DISK_FULL_S = 60.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logs.get(__name__)
@@ -75,8 +73,8 @@ class _Call:
     def status_of(self, error: BaseException) -> status_pb2.Status:
         if isinstance(error, StillhouseError) and not isinstance(error, Internal):
             return error.to_status()
-        if isinstance(error, OSError) and error.errno in _NO_SPACE:
-            _log.error("no space left", method=self.method, file=error.filename)
+        if is_out_of_space(error):
+            _log.error("no space left", method=self.method, why=str(error))
             said = "the service's disk is full and the call was not done; make room and try again"
             return Overloaded(said, retry_after_s=_DISK_FULL_S).to_status()
         _log.error("unexpected error", method=self.method, exc_info=error)

@@ -177,9 +177,13 @@ class Writer:
         partial = parent / f".{name}.{self.epoch}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        fill(partial)
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
+        try:
+            fill(partial)
+            for path in [*partial.iterdir(), partial]:
+                _sync(path)
+        except Exception:  # a full disk, say: leave it no fuller
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         with self._fence():
             shutil.rmtree(parent / name, ignore_errors=True)
             os.replace(partial, parent / name)
@@ -222,11 +226,15 @@ def _decode(line: bytes) -> student_pb2.TrainResponse:
 
 def _replace(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:  # a full disk, say: leave it no fuller
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _sync(path: Path) -> None:

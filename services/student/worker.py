@@ -16,7 +16,7 @@ from stillhouse.student.v1 import student_pb2
 
 from services.common import logs
 from services.common.blobs import BlobStore
-from services.common.errors import Internal, StillhouseError
+from services.common.errors import Internal, OutOfSpace, StillhouseError, is_out_of_space
 from services.student.recipes import Surroundings, Training, train
 from services.student.rundir import Fenced, RunDir, Writer
 
@@ -52,9 +52,19 @@ def work(assignment: Assignment, ring: Ring) -> int:
     except Exception as error:
         run = str(assignment.run_dir)
         logs.get(__name__).error("training failed", run=run, exc_info=error)
-        text = f"training failed unexpectedly ({type(error).__name__}); see the service's log"
-        writer.finish(Internal(text).to_status())
+        writer.finish(_explained(error).to_status())
     return 0
+
+
+def _explained(error: Exception) -> StillhouseError:
+    """What the caller hears of an error of a library."""
+    if is_out_of_space(error):
+        return OutOfSpace(
+            "the disk of the student service's runs, cache or blob store is full; make room and "
+            "start the job again: it goes on from its last checkpoint"
+        )
+    kind = type(error).__name__
+    return Internal(f"training failed unexpectedly ({kind}); see the service's log")
 
 
 def _train(writer: Writer, assignment: Assignment, ring: Ring) -> student_pb2.TrainResult:

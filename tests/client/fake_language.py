@@ -99,10 +99,33 @@ def prune_report() -> dict[str, Any]:
         "kind": "prune",
         "size": {
             "asked": {"non_embedding_share": 0.5},
-            "got": {"non_embedding_share": 0.4875, "parameters": 60_001, "bytes": 240_004},
+            "got": {
+                "non_embedding_share": 0.4875,
+                "parameters": 60_001,
+                "bytes": 240_004,
+                "latency_ms": 11.25,
+            },
+            "measured_on": {
+                "tokens": 128,
+                "precision": "float32",
+                "device_name": "abacus",
+                "threads": 2,
+                "whole_model_ms": 20.5,
+            },
         },
         "cut": candidates[1],
         "candidates": candidates,
+        "rounds": [
+            {
+                "round": at,
+                "shape": candidates[at]["shape"],
+                "non_embedding_share": share,
+                "steps": 100,
+                "before": {"cross_entropy": estimate(loss + 2)},
+                "after": {"cross_entropy": estimate(loss)},
+            }
+            for at, share, loss in ((1, 0.7051, 3.1), (2, 0.4875, 2.8))
+        ],
         "before": {"cross_entropy": estimate(6.0)},
         "arms": arms,
         "references": {"full": {"cross_entropy": estimate(2.5)}},

@@ -146,7 +146,7 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         *("--candidates", "3", "--ranking-steps", "20", "--controls", "--training-seeds", "2"),
         *("--bytes-per-token", "30", "--steps", "200", "--seed", "7", "--evaluate", "stamps"),
         *("--verifier", "numeric", "--max-tokens", "64", "--model-id", "small"),
-        "--correct-teacher",
+        *("--correct-teacher", "--rounds", "2"),
     )
     result = cli.run(capsys, *PRUNE, *flags, "--address", gateway.address)
     assert result.code == 0, result.err
@@ -168,11 +168,16 @@ def test_a_prune_job_is_what_its_flags_say(capsys: Capture, gateway: World) -> N
         verifier=language_pb2.Verifier(numeric=language_pb2.NumericVerifier()),
         sampling=language_pb2.Sampling(max_tokens=64, seed=7),
         correct_teacher=True,
+        rounds=2,
     )
     for text in (
         "notes, big",
         "non embedding share 0.5",
         "48.8% stay",
+        "70.5%",
+        "3.100 [3.050, 3.150]",
+        "11.25 ms (the whole model 20.5 ms)",
+        "128 tokens, float32, abacus, 2 threads",
         "60,001",
         "taken",
         "2.800 [2.750, 2.850]",
@@ -197,6 +202,11 @@ def test_a_prune_job_is_estimated_and_told_as_json(capsys: Capture, gateway: Wor
     sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
     assert sent.WhichOneof("size") == "max_parameters"
     assert sent.axes == jobs_pb2.PRUNE_AXES_BOTH
+    timed = (*PRUNE, "--max-latency-ms", "12.5", "--address", gateway.address)
+    timed += ("--intermediate-states", "3")
+    assert "measured on" in cli.run(capsys, *timed).out
+    sent = gateway.last(jobs_pb2.CreateDistillationJobRequest).job.prune
+    assert (sent.max_latency_ms, sent.training.intermediate_states) == (12.5, 3)
     with Client(gateway.address) as client:
         job = client.jobs.create(jobs_pb2.PruneJobSpec(max_bytes=1 << 20))
     assert job.WhichOneof("spec") == "prune"

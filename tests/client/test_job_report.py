@@ -49,6 +49,8 @@ def test_the_page_of_a_prune_job_shows_candidates_and_controls(tmp_path: Path) -
         "-0.600 [-0.650, -0.550]",
         "taken",
         "2.800",
+        "70.5 %",
+        "3.100 [3.050, 3.150]",
     ):
         assert text in html
     assert "<b>odd" not in html
@@ -83,6 +85,7 @@ def test_curves_are_by_run_and_in_order() -> None:
         {"arms": [{"arm": "no_filter", "metrics": {"a": {"value": None}}}, "odd"]},
         {"before": {"cross_entropy": float("nan")}, "after": {"cross_entropy": 3}, "curves": [{}]},
         {"kind": "prune", "arms": [], "candidates": [{}, 1], "paired": {"x": 1}, "size": 3},
+        {"kind": "prune", "rounds": [{}, {"shape": 1, "before": 2, "steps": "x"}]},
         {"curves": [{"step": 1, "loss": float("inf")}, {"step": True, "loss": 1.0}]},
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.common.blobs import BlobStore
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import InvalidInput, NotFound, is_out_of_space
 
 
 @pytest.fixture
@@ -72,3 +73,26 @@ def test_refs_are_replaced_and_listed(blobs: BlobStore) -> None:
     assert list(blobs.list_refs("other", "models")) == []
     with pytest.raises(NotFound):
         blobs.get_ref("default", "models/c")
+
+
+def test_a_full_disk_keeps_no_part_of_a_blob(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs.put_ref("p", "models/a", b"old")
+
+    def half(path: str, data: bytes) -> None:
+        Path(path).write_bytes(data[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blobs._fs, "pipe_file", half)
+        for write in (
+            lambda: blobs.put("p", b"data"),
+            lambda: blobs.put_ref("p", "models/a", b"new"),
+        ):
+            with pytest.raises(OSError, match="No space left") as caught:
+                write()
+            assert is_out_of_space(caught.value)
+    assert blobs.get_ref("p", "models/a") == b"old"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
+    assert blobs.exists("p", blobs.put("p", b"data"))

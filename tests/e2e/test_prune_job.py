@@ -8,11 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
-from stillhouse.common.v1 import language_pb2
-from stillhouse.gateway.v1 import jobs_pb2
 
 from tests.e2e import language
-from tests.e2e.suite import LANGUAGE_SERVICES, PROJECT, Suite, suite
+from tests.e2e.suite import PROJECT, Suite
+from tests.e2e.tiny import model_names, prune, tiny_suite
 from tests.student import language_suite
 
 pytestmark = pytest.mark.e2e
@@ -20,36 +19,12 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    folder = tmp_path_factory.mktemp("prune")
-    catalogue = language_suite.make_catalogue(folder)
-    texts = [
-        json.dumps({"text": one.text, "split": split})
-        for split in ("train", "test")
-        for one in language_suite.texts(24, split=split)
-    ]
-    (folder / "texts.jsonl").write_text("\n".join(texts))
-    with pytest.MonkeyPatch.context() as patch:
-        for service in LANGUAGE_SERVICES:
-            patch.setenv(f"{service.upper()}_CATALOGUE", str(catalogue))
-        with suite(folder, threads=1, services=LANGUAGE_SERVICES) as found:
-            language.add_texts(found, "notes", f"file://{folder}/texts.jsonl")
-            yield found
-
-
-def spec(**more: Any) -> jobs_pb2.DistillationJob:
-    found = jobs_pb2.PruneJobSpec(
-        dataset=f"{PROJECT}/datasets/notes",
-        model=f"{PROJECT}/models/{language_suite.MODEL}",
-        training=language_pb2.LanguageTraining(
-            max_steps=4, batch_sequences=4, learning_rate=1e-2, sequence_length=96
-        ),
-        **more,
-    )
-    return jobs_pb2.DistillationJob(prune=found)
+    with tiny_suite(tmp_path_factory.mktemp("prune")) as found:
+        yield found
 
 
 def test_a_cut_is_ranked_trained_and_served(running: Suite) -> None:
-    asked = spec(non_embedding_share=0.6, candidates=2, ranking_steps=1, controls=True)
+    asked = prune(non_embedding_share=0.6, candidates=2, ranking_steps=1, controls=True)
     job = running.finish(running.create(asked), timeout_s=300)
     assert job.model == f"{PROJECT}/models/{language_suite.MODEL}-pruned"
     report: dict[str, Any] = running.read_json(job.report.digest)
@@ -72,10 +47,28 @@ def test_a_cut_is_ranked_trained_and_served(running: Suite) -> None:
     assert language.generate(running, job.model, "red") is not None
 
 
+def test_a_large_cut_is_made_in_rounds(running: Suite) -> None:
+    asked = prune(non_embedding_share=0.3, rounds=2, controls=True, model_id="hopped")
+    job = running.finish(running.create(asked), timeout_s=300)
+    report: dict[str, Any] = running.read_json(job.report.digest)
+    first, last = report["rounds"]
+    assert first["non_embedding_share"] > last["non_embedding_share"]
+    assert last["non_embedding_share"] == report["size"]["got"]["non_embedding_share"] <= 0.3
+    assert [one["steps"] for one in (first, last)] == [2, 2]
+    arms = {arm["arm"]: arm for arm in report["arms"]}
+    assert set(arms) > {"prune", "one_round"}
+    assert {arm["steps"] for arm in arms.values()} == {4}
+    tokens = [arm["trained_tokens"] for arm in arms.values()]
+    assert max(tokens) < 1.1 * min(tokens)
+    assert "hopped" in model_names(running)
+    assert all(len(name) < 64 for name in model_names(running))  # rounds leave no named model
+    assert language.generate(running, job.model, "red") is not None
+
+
 def test_a_corrected_teacher_teaches(running: Suite) -> None:
     job = running.finish(
         running.create(
-            spec(
+            prune(
                 non_embedding_share=0.6, axes="PRUNE_AXES_WIDTH", correct_teacher=True, model_id="c"
             )
         ),
@@ -90,9 +83,15 @@ def test_a_corrected_teacher_teaches(running: Suite) -> None:
 
 
 def test_an_impossible_size_fails_before_any_target(running: Suite) -> None:
-    name = running.create(spec(max_parameters=100))
+    models = model_names(running)
+    name = running.create(prune(max_parameters=100))
     with pytest.raises(AssertionError, match="the least possible is"):
         running.finish(name, timeout_s=120)
     assert "targets" not in [stage.stage for stage in running.job(name).stages]
+    name = running.create(prune(max_latency_ms=1e-4))
+    with pytest.raises(AssertionError, match="0.0001 ms is asked for; the least possible"):
+        running.finish(name, timeout_s=120)
+    assert "targets" not in [stage.stage for stage in running.job(name).stages]
     with pytest.raises(grpc.RpcError, match="nothing is to be cut"):
-        running.create(spec(max_bytes=1 << 30))
+        running.create(prune(max_bytes=1 << 30))
+    assert model_names(running) == models

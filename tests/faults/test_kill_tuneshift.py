@@ -10,6 +10,7 @@ from stillhouse.gateway.v1 import jobs_pb2
 
 from tests.e2e import language
 from tests.e2e.suite import LANGUAGE_SERVICES, Suite, suite
+from tests.faults.killing import in_stage, restart
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1800)]
 _STEPS = 8
@@ -23,22 +24,6 @@ def _outcome(running: Suite, name: str) -> Outcome:
         for one in language.samples(running, name)
     ]
     return kept, language.files(running, job.model).weights_digest
-
-
-def _restart(running: Suite, service: str) -> None:
-    running.kill(service)
-    running.start(service)
-    running.wait(service)
-
-
-def _in_fit(running: Suite, name: str, steps: int) -> None:
-    """Wait until some steps of the training are done."""
-    for _ in range(6000):
-        job = running.job(name)
-        done = [one.done for one in job.stages if one.stage == "fit"]
-        if done and done[0] >= steps:
-            return
-        assert job.state == jobs_pb2.JOB_STATE_RUNNING, job
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +45,9 @@ def test_a_tuneshift_job_survives_a_death_in_every_stage(
         language.prepare(rough, steps=16)
         name = rough.create(language.tuneshift(rough, steps=_STEPS))
         rough.wait_stage(name, "rounds")
-        _restart(rough, service)
-        _in_fit(rough, name, 1)
-        _restart(rough, service)
-        _in_fit(rough, name, 5)
-        _restart(rough, service)
+        restart(rough, service)
+        in_stage(rough, name, "fit", steps=1)
+        restart(rough, service)
+        in_stage(rough, name, "fit", steps=5)
+        restart(rough, service)
         assert _outcome(rough, name) == calm

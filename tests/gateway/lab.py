@@ -41,6 +41,7 @@ class Lab:
         self.teacher.calls.clear()
         self.student.recipes.clear()
         self.student.measured.clear()
+        self.student.first_step, self.student.is_full = 70_000, False
 
     async def restart(self) -> None:
         """Stop the gateway's engine and start another, as a restart does."""

@@ -21,7 +21,7 @@ from stillhouse.student.v1 import student_pb2, student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
 from services.common.blobs import BlobStore, digest_of
-from services.common.errors import InvalidInput, NotFound
+from services.common.errors import InvalidInput, NotFound, OutOfSpace
 from services.common.interceptors import ErrorInterceptor
 from services.common.model_records import LanguageModelRecord
 from services.common.texts import unpack_records
@@ -41,6 +41,7 @@ PARAMETERS = 100_000
 CUTS = ({"layers": 3, "hidden_size": 48}, {"layers": 4, "hidden_size": 32}, {"layers": 2})
 """What an importance recipe finds, the likeliest first; of kinds mixed, width, depth."""
 KINDS = ("mixed", "width", "depth")
+WHOLE = {"layers": 4, "non_embedding_parameters": 100_000}
 RETRAINED = {48: 3.2, 32: 2.8, 64: 3.0}
 """Held-out cross-entropy of a cut after its training, by hidden size."""
 
@@ -96,16 +97,16 @@ def held_out_nats(recipe: student_pb2.LanguageRecipe, *, trained: bool) -> float
     return RETRAINED[recipe.cut.shape.hidden_size] + lost
 
 
-def found_cuts() -> list[dict[str, Any]]:
+def found_cuts(non_embedding: int = 50_000, kept: tuple[int, ...] = (0, 2)) -> list[dict[str, Any]]:
     """The candidates of an importance recipe's report."""
+    sizes = {"parameters": 10_000 + non_embedding, "non_embedding_parameters": non_embedding}
     whole = {"layers": 4, "hidden_size": 64, "intermediate_size": 128, "attention_heads": 4}
     return [
         {
             "kind": kind,
-            "shape": {**whole, **cut, "parameters": 60_000, "non_embedding_parameters": 50_000},
-            "kept_layers": [0, 1],
+            "shape": {**whole, **cut, **sizes},
+            "kept_layers": list(kept),
             "prior_cost": 0.1 * (1 + at),
-            "non_embedding_share": 0.5,
             "rounds": [0.7, 0.5],
         }
         for at, (kind, cut) in enumerate(zip(KINDS, CUTS, strict=True))
@@ -201,8 +202,12 @@ class Student(student_pb2_grpc.StudentServiceServicer):
     measured: list[student_pb2.ImportanceRecipe] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     hang: bool = False
+    is_full: bool = False
+    """Whether its disk has no room."""
     hold_after: int = 10**9
     """Language runs after which one waits for ever."""
+    first_step: int = 70_000
+    """Parameters outside the embeddings that rounds before the last leave."""
 
     async def Train(self, request: Any, context: Any) -> AsyncIterator[student_pb2.TrainResponse]:
         if request.HasField("importance"):
@@ -218,6 +223,10 @@ class Student(student_pb2_grpc.StudentServiceServicer):
         yield student_pb2.TrainResponse(sequence=2, progress=last)
         while self.hang or len(self.recipes) > self.hold_after:
             await asyncio.sleep(0.05)
+        if self.is_full:
+            status = OutOfSpace("the disk is full; make room and start the job again").to_status()
+            yield student_pb2.TrainResponse(sequence=3, error=status)
+            return
         report = self._report(recipe)
         result = student_pb2.LanguageModelResult(report=self._put(json.dumps(report).encode()))
         if not recipe.discard_model and not recipe.evaluate_only:
@@ -264,7 +273,14 @@ class Student(student_pb2_grpc.StudentServiceServicer):
             raise InvalidInput(
                 "budget.max_parameters: the least possible is 20,000", field="budget"
             )
-        report = {"kind": "importance", "shape": {"layers": 4}, "candidates": found_cuts()}
+        report = {"kind": "importance", "shape": WHOLE, "candidates": found_cuts()}
+        if recipe.budget.rounds > 1:
+            kept = (0, 1, 3) if recipe.student in MODELS else (0, 1, 2)
+            report["candidates"] = found_cuts(self.first_step, kept)
+            report["reachable"] = ["depth", "mixed"]
+        if recipe.budget.max_latency_ms:
+            report["latency"] = {"tokens": 128, "device_name": "abacus"}
+            report["candidates"] = [{**one, "latency_ms": 4.0} for one in found_cuts()]
         return student_pb2.ImportanceResult(
             importance=self._put(b"importance"), report=self._put(json.dumps(report).encode())
         )

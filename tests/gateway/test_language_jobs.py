@@ -176,6 +176,7 @@ async def test_what_does_not_fit_is_refused_before_any_work(lab: Lab) -> None:
         ({"training": {"sequenceLength": 100}}, ["context of", "twin", "64 tokens"]),
         ({"training": {"epochs": "NaN"}}, ["training.epochs"]),
         ({"training": {"learningRate": -1}}, ["learning_rate"]),
+        ({"training": {"intermediateStates": 2}}, ["for prune jobs alone"]),
         ({"sampling": {"topP": 1.5}}, ["top_p"]),
         ({"chat": True}, ["no chat template"]),
         ({"keepLayers": [3, 1]}, ["keep_layers"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from services.common.model_records import LanguageModelRecord
 from services.gateway.jobs.prune_specs import correction_of
 from tests.gateway.edge_world import make_archive
 from tests.gateway.lab import JOBS, Lab, facts, lab_root, prompts
-from tests.gateway.language_peers import HERE, name_of
+from tests.gateway.language_peers import HERE, WHOLE, name_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -65,7 +66,7 @@ async def test_a_model_becomes_smaller(lab: Lab) -> None:
         "bytes": 240_000,
     }
     assert report["cut"]["kind"] == "mixed"
-    assert report["cut"]["from_shape"] == {"layers": 4}
+    assert report["cut"]["from_shape"] == WHOLE
     assert [one["chosen"] for one in report["candidates"]] == [True, False, False]
     assert {one["cross_entropy"] for one in report["candidates"]} == {None}
     assert {point["run"] for point in report["curves"]} == {"prune/0"}
@@ -73,6 +74,23 @@ async def test_a_model_becomes_smaller(lab: Lab) -> None:
     assert again["json"] == report
     assert len(lab.student.recipes) == 2  # found, as importance and targets were
     assert lab.teacher.calls["TARGET_KIND_SAMPLED"] == 2
+
+
+async def test_a_time_is_a_size_too(lab: Lab) -> None:
+    spec = await pruned(lab, maxLatencyMs=4.5, training={"precision": "bfloat16", "maxSteps": 3})
+    del spec["nonEmbeddingShare"]
+    estimate = await lab.post(f"{JOBS}:estimate", {"job": {"prune": spec}})
+    assert int(estimate.json()["storedBytes"]) > 0
+    name = await lab.start(prune=spec)
+    job = await lab.done(name)
+    (asked,) = lab.student.measured
+    assert (asked.budget.max_latency_ms, asked.budget.precision) == (4.5, "bfloat16")
+    size = job["json"]["size"]
+    assert size["asked"] == {"max_latency_ms": 4.5}
+    assert size["got"]["latency_ms"] == 4.0
+    assert size["measured_on"] == {"tokens": 128, "device_name": "abacus"}
+    assert [one["latency_ms"] for one in job["json"]["candidates"]] == [4.0] * 3
+    assert "4 ms a pass" in (await lab.world.http.get(f"/v1/{name}:watch")).text
 
 
 async def test_ranking_finds_what_the_prior_did_not(lab: Lab) -> None:
@@ -95,7 +113,7 @@ async def test_ranking_finds_what_the_prior_did_not(lab: Lab) -> None:
     assert {point["run"] for point in report["curves"]} > {"candidate/0", "prune/0"}
     events = (await lab.world.http.get(f"/v1/{name}:watch")).text
     assert "candidate 1 of 3 is taken" in events
-    assert "is a large cut: several jobs, to 0.70, 0.50" in events
+    assert "is a large cut: `rounds`, to 0.70, 0.50" in events
 
 
 async def test_controls_get_the_same_steps_and_targets(lab: Lab) -> None:
@@ -131,6 +149,105 @@ async def test_controls_get_the_same_steps_and_targets(lab: Lab) -> None:
     fit = next(one for one in job["stages"] if one["stage"] == "fit")
     assert fit["total"] == "40"
     assert {arm["seeds"] for arm in report["arms"]} == {2}
+
+
+async def test_states_are_of_arms_that_learn_from_the_whole_model(lab: Lab) -> None:
+    training = {"maxSteps": 3, "intermediateStates": 2}
+    spec = await pruned(lab, controls=True, correctTeacher=True, training=training)
+    await lab.done(await lab.start(prune=spec))
+    asked = {one.provenance["arm"]: one for one in lab.student.recipes}
+    assert {arm: one.training.intermediate_states for arm, one in asked.items()} == {
+        "teacher": 0,
+        "full": 0,
+        "prune": 2,
+        "no_distillation": 0,
+        "random_cut": 2,
+        "random_weights": 2,
+    }
+
+
+async def test_rounds_go_on_from_what_the_last_one_made(lab: Lab) -> None:
+    training = {"seed": "7", "maxSteps": 9}
+    spec = await pruned(lab, rounds=2, candidates=2, controls=True, training=training)
+    estimate = await lab.post(f"{JOBS}:estimate", {"job": {"prune": spec}})
+    assert estimate.status_code == 200
+    job = await lab.done(await lab.start(prune=spec))
+    report = job["json"]
+    first, second = lab.student.measured
+    assert (first.student, first.budget.rounds, first.budget.share_of_parameters) == ("tuned", 2, 0)
+    assert (second.budget.rounds, second.budget.share_of_parameters) == (0, 100_000)
+    assert second.budget.non_embedding_share == 0.5
+    runs = [one for one in lab.student.recipes if not one.evaluate_only]
+    ranked, hop, again, own, controls = runs[:2], runs[2], runs[3:5], runs[5], runs[6:]
+    assert {one.student for one in [*ranked, hop, *controls]} == {"tuned"}
+    assert {one.student for one in [*again, own]} == {second.student}
+    made = LanguageModelRecord.from_bytes(lab.blobs.get(HERE.project, second.student))
+    assert made.card == {"student": "tuned"}
+    assert [one.training.max_steps for one in runs] == [1, 1, 4, 1, 1, 5, 9, 9, 9, 9]
+    assert all(one.target_shards == hop.target_shards for one in runs)
+    assert lab.teacher.calls["TARGET_KIND_SAMPLED"] == 1
+    assert not hop.discard_model
+    assert (hop.training.seed, own.training.seed) == (6, 7)
+    assert own.provenance["student_digest"] == second.student
+    assert hop.cut.importance.digest == controls[0].cut.importance.digest
+    assert {one.cut.shape.hidden_size for one in [own, *controls]} == {32}
+    arms = {arm["arm"]: arm for arm in report["arms"]}
+    assert list(arms) == ["prune", "one_round", "no_distillation", "random_cut", "random_weights"]
+    assert set(report["paired"]) == set(arms) - {"prune"}
+    assert arms["prune"]["steps"] == 20  # of two runs that the stand-in says took 10
+    told = report["rounds"]
+    assert [one["round"] for one in told] == [1, 2]
+    assert [one["non_embedding_share"] for one in told] == [0.7, 0.5]
+    assert [one["kept_layers"] for one in told] == [[0, 1, 3], [0, 3]]
+    assert [one["after"]["cross_entropy"]["value"] for one in told] == pytest.approx([2.8, 2.8])
+    assert [[c["cross_entropy"] for c in one["candidates"]] for one in told] == [
+        pytest.approx([3.2, 2.8, None], nan_ok=True)
+    ] * 2
+    assert report["size"]["got"]["non_embedding_share"] == 0.5
+    assert report["cut"]["from_shape"] == WHOLE
+    assert {point["run"] for point in report["curves"]} >= {"round/1", "prune/0", "one_round/0"}
+    stages = {one["stage"]: one for one in job["stages"]}
+    assert (stages["rounds"]["total"], stages["rounds"]["complete"]) == ("4", True)
+    assert list(lab.blobs.list_refs(HERE.project, "models")) == ["tuned-pruned"]
+
+
+async def test_a_round_that_finds_the_model_small_enough_only_trains_it(lab: Lab) -> None:
+    lab.student.first_step = 50_000
+    spec = await pruned(lab, rounds=3, training={"maxSteps": 9}, controls=True)
+    job = await lab.done(await lab.start(prune=spec))
+    assert len(lab.student.measured) == 1
+    runs = [one for one in lab.student.recipes if not one.evaluate_only]
+    assert [one.HasField("cut") for one in runs] == [True, False, False, True, True, True, True]
+    assert [one.training.max_steps for one in runs] == [3, 3, 3, 9, 9, 9, 9]
+    assert len({one.student for one in runs[:3]}) == 3
+    assert [one["is_cut"] for one in job["json"]["rounds"]] == [True, False, False]
+
+
+async def test_a_gateway_that_stops_in_a_round_goes_on_in_it(lab: Lab) -> None:
+    spec = {"rounds": 3, "candidates": 2, "training": {"maxSteps": 30}}
+    whole = await lab.done(await lab.start(prune=await pruned(lab, **spec)))
+    lab.fresh("again in a round")
+    name = await lab.start(prune=await pruned(lab, **spec))
+    for held in (1, 3, 7):
+        lab.student.hold_after = held
+        async with asyncio.timeout(20):
+            while len(lab.student.recipes) <= held:
+                await asyncio.sleep(0.02)
+        await lab.restart()
+    lab.student.hold_after = 10**9
+    assert (await lab.done(name))["json"] == whole["json"]
+
+
+async def test_rounds_that_lead_nowhere_end_before_any_target(lab: Lab) -> None:
+    spec = await pruned(lab, rounds=2, axes="PRUNE_AXES_WIDTH")
+    job = await lab.until(await lab.start(prune=spec), "SUCCEEDED", "FAILED")
+    assert "cannot be reached by cutting width alone" in job["error"]["message"]
+    assert "mixed, depth would do" in job["error"]["message"]
+    assert not lab.teacher.calls["TARGET_KIND_SAMPLED"]
+    few = await pruned(lab, rounds=4, dataset=await prompts(lab, "few", 6))
+    job = await lab.until(await lab.start(prune=few), "SUCCEEDED", "FAILED")
+    assert "steps are too few for 4 rounds" in job["error"]["message"]
+    assert not [one for one in lab.student.recipes if one.cut.shape.layers]
 
 
 async def test_a_corrected_teacher_is_what_is_pruned(lab: Lab) -> None:
@@ -202,15 +319,28 @@ async def test_a_prune_that_cannot_work_is_refused(lab: Lab) -> None:
     good = await pruned(lab)
     sized = {key: value for key, value in good.items() if key != "nonEmbeddingShare"}
     cases = [
-        (sized, ["one of non_embedding_share, max_parameters, max_bytes"]),
+        (sized, ["one of non_embedding_share, max_parameters, max_bytes, max_latency_ms"]),
+        ({**sized, "maxLatencyMs": -1}, ["max_latency_ms"]),
+        ({**sized, "maxLatencyMs": "Infinity"}, ["max_latency_ms"]),
         ({**good, "nonEmbeddingShare": 1}, ["non_embedding_share", "between 0 and 1"]),
         ({**good, "nonEmbeddingShare": "NaN"}, ["non_embedding_share"]),
         ({**sized, "maxParameters": "-1"}, ["max_parameters"]),
         ({**sized, "maxParameters": "100000"}, ["max_parameters", "nothing is to be cut"]),
-        ({**sized, "maxBytes": "400000"}, ["max_bytes", "has 400,000", "nothing is to be cut"]),
+        (
+            {**sized, "maxBytes": "400000"},
+            ["room for 100,000", "nothing is to be cut"],
+        ),
         ({**good, "calibrationSequences": 1}, ["calibration_sequences", "at least 2"]),
         ({**good, "candidates": 33}, ["candidates"]),
         ({**good, "trainingSeeds": -1}, ["training_seeds"]),
+        ({**good, "rounds": 17}, ["rounds"]),
+        ({**sized, "maxLatencyMs": 5, "rounds": 2}, ["rounds", "no even steps"]),
+        ({**good, "rounds": 3, "training": {"maxSteps": 2}}, ["3 rounds share 2 steps"]),
+        (
+            {**good, "rounds": 2, "training": {"intermediateStates": 2}},
+            ["intermediate_states", "take 1 round"],
+        ),
+        ({**good, "training": {"intermediateStates": -1}}, ["training.intermediate_states"]),
         ({**good, "bytesPerToken": 1}, ["bytes_per_token"]),
         ({**good, "training": {"loss": "LANGUAGE_LOSS_CROSS_ENTROPY"}}, ["training.loss"]),
         ({**good, "training": {"loss": "LANGUAGE_LOSS_ULD"}}, ["training.loss"]),
@@ -252,6 +382,31 @@ async def test_what_only_the_measurement_knows_fails_the_job_before_any_target(l
         assert words in job["error"]["message"]
     assert not lab.teacher.calls["TARGET_KIND_SAMPLED"]
     assert not lab.student.recipes
+
+
+async def test_a_full_disk_ends_the_job_and_the_next_one_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = await pruned(lab, training={"maxSteps": 3})
+    lab.student.is_full = True
+    job = await lab.until(await lab.start(prune=spec), "SUCCEEDED", "FAILED")
+    assert (job["error"]["code"], job["state"]) == (8, "JOB_STATE_FAILED")
+    assert "make room and start the job again" in job["error"]["message"]
+    assert len(lab.student.recipes) == 1  # nobody tries again by himself
+    assert not list(lab.blobs.list_refs(HERE.project, "models"))
+    lab.student.is_full = False
+
+    def no_room(*_: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.world.gateway.engine._tools.blobs, "put", no_room)
+        job = await lab.until(await lab.start(prune=spec), "SUCCEEDED", "FAILED")
+    assert job["error"]["code"] == 8
+    assert "the disk of the gateway or of the blob store is full" in job["error"]["message"]
+    assert not list(lab.blobs.list_refs(HERE.project, "models"))
+    assert (await lab.done(await lab.start(prune=spec)))["model"] == name_of("tuned-pruned")
+    assert len(lab.student.measured) == 1  # found from the first
 
 
 async def test_a_prune_job_needs_texts(lab: Lab) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -19,7 +20,9 @@ from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.model_records import LanguageModelRecord
 from services.common.targets import TargetShard
 from services.common.texts import TextRecord
+from services.student.language import options
 from services.student.language.requests import check_language
+from services.student.language.students import LanguageStudent, finish
 from services.student.recipes import Surroundings, Training, train
 from services.student.rundir import RunDir
 from services.torch_common.language.files import ModelSource
@@ -437,3 +440,31 @@ def test_a_loss_that_is_no_number_says_what_to_do(run, blobs):
     texts = suite.put_records(blobs, suite.texts())
     with pytest.raises(Precondition, match="learning_rate"):
         run(suite.request("nan", student=suite.BROKEN, text_shards=[texts]))
+    exam = student_pb2.LanguageEvaluation(text_shards=[texts])
+    with pytest.raises(Precondition, match="before training; its weights are damaged"):
+        run(suite.request("nan-before", student=suite.BROKEN, text_shards=[texts], evaluation=exam))
+
+
+def test_training_that_diverges_says_what_to_do(run, home, blobs, monkeypatch):
+    texts = suite.put_records(blobs, suite.texts())
+    far = suite.training(learning_rate=1e6)
+    with pytest.raises(InvalidInput, match="training.learning_rate: must be from 0 to 10"):
+        run(suite.request("far", text_shards=[texts], training=far))
+    # So far off that float32 holds it no more, which no rate within the bounds reaches.
+    monkeypatch.setitem(options._RANGES, "learning_rate", (0, math.inf))
+    exam = student_pb2.LanguageEvaluation(text_shards=[texts])
+    for name, steps, evaluation in (("loss", 12, None), ("heldout", 2, exam)):
+        setting = suite.training(learning_rate=1e38, max_steps=steps)
+        asked = suite.request(
+            f"diverges-{name}", text_shards=[texts], training=setting, evaluation=evaluation
+        )
+        with pytest.raises(Precondition, match="use a lower learning_rate") as caught:
+            run(asked)
+        assert caught.value.differences
+        events = RunDir.of(home / "runs", suite.PROJECT, asked.run_id).events()[0]
+        assert not any(event.progress.stage == "storing the student" for event in events)
+    model = suite.make_model().requires_grad_(True)
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.inf
+    with pytest.raises(Precondition, match="use a lower learning_rate"):
+        finish(LanguageStudent(None, model, torch.float32, None, cut=False))

@@ -211,6 +211,16 @@ def test_other_architectures_are_refused():
     sizes = {"vocab_size": 20, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
     with pytest.raises(Precondition, match="llama and mistral can"):
         shape_of(GPT2LMHeadModel(GPT2Config(**sizes)))
+    odd = LlamaConfig(
+        vocab_size=20,
+        hidden_size=48,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=6,
+        num_key_value_heads=4,
+    )
+    with pytest.raises(Precondition, match="attention_heads: 6 in 4 groups; 4 or 8 would do"):
+        shape_of(LlamaForCausalLM(odd))
     config = LlamaConfig(
         vocab_size=20,
         hidden_size=16,

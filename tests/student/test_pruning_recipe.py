@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from stillhouse.common.v1 import items_pb2, language_pb2
 from stillhouse.student.v1 import student_pb2
 
@@ -138,6 +139,10 @@ def test_the_report_tells_it_to_people(blobs, found):
     report = report_of(blobs, found)
     assert report["shape"]["parameters"] == shape_of(suite.make_model()).parameters
     assert [set(one) for one in report["layers"]] == [{"layer", "score", "perplexity_without"}] * 3
+    scores, without = (
+        [one[name] for one in report["layers"]] for name in ("score", "perplexity_without")
+    )
+    assert report["rank_correlation"] == pytest.approx(spearmanr(scores, without).statistic)
     assert report["provenance"] == {"dataset": "patterns"}
     assert report["budget"] == {"non_embedding_share": 0.6}
     assert report["calibration"]["sequences"] == len(suite.sequences_of(suite.texts()))
@@ -223,6 +228,44 @@ def test_a_cut_model_can_be_cut_again(run, home, blobs, around, texts, found):
     assert model.config.rms_norm_eps == suite.make_model().config.rms_norm_eps * 2
 
 
+def test_rounds_go_on_from_a_model_without_a_name(run, home, blobs, around, texts):
+    budget = student_pb2.PruneBudget(non_embedding_share=0.36, rounds=2)
+    first = run(importance_request("hop-1", text_shards=[texts], budget=budget))
+    report = report_of(blobs, first)
+    whole = report["shape"]["non_embedding_parameters"]
+    assert set(report["reachable"]) <= {"width", "depth", "mixed"}
+    wide = next(one for one in first.candidates if one.kind == student_pb2.PRUNE_KIND_WIDTH)
+    assert 0.4 * whole < wide.non_embedding_parameters <= 0.6 * whole
+    hop = run(suite.request("hop-1-cut", text_shards=[texts], cut=cut_of(first, wide.shape)))
+    asked = student_pb2.PruneBudget(non_embedding_share=0.36, share_of_parameters=whole)
+    name = hop.model.digest
+    second = run(importance_request("hop-2", student=name, text_shards=[texts], budget=asked))
+    assert "reachable" not in report_of(blobs, second)
+    best = second.candidates[0]
+    assert best.non_embedding_parameters <= 0.36 * whole
+    last = run(suite.request("hop-2-cut", student=name, text_shards=[texts], cut=cut_of(second)))
+    model = loaded(home, blobs, around, last, "hopped")
+    assert model.parameter_count == best.parameters
+    assert LanguageModelRecord.from_bytes(read(blobs, last.model)).card["student"] == name
+    assert "hop-1" not in list(blobs.list_refs(suite.PROJECT, "models"))
+
+
+def test_an_adapter_on_a_model_without_a_name_is_merged(run, blobs, texts, found):
+    whole = run(suite.request("nameless", text_shards=[texts], cut=cut_of(found)))
+    options = suite.training(max_steps=2, lora=language_pb2.Lora(rank=2))
+    made = run(
+        suite.request(
+            "on-nameless", student=whole.model.digest, text_shards=[texts], training=options
+        )
+    )
+    record = LanguageModelRecord.from_bytes(read(blobs, made.model))
+    assert (record.form, record.base) == ("checkpoint", "")
+    with pytest.raises(NotFound, match="no blob"):
+        run(suite.request("nobody", student="0" * 64, text_shards=[texts]))
+    with pytest.raises(InvalidInput):
+        run(suite.request("no-record", student=texts.digest, text_shards=[texts]))
+
+
 def test_an_adapter_on_a_cut_model_is_merged(run, home, blobs, around, texts, found):
     cut = cut_of(found, student_pb2.PrunedShape(intermediate_size=24, layers=2))
     options = suite.training(max_steps=3, lora=language_pb2.Lora(rank=2))
@@ -274,6 +317,14 @@ def test_what_a_cut_costs_can_be_measured_alone(run, blobs, found):
         ({"budget": share(1.0)}, "budget.non_embedding_share"),
         ({"budget": share(float("nan"))}, "budget.non_embedding_share"),
         ({"budget": student_pb2.PruneBudget(max_bytes=-1)}, "budget.max_bytes"),
+        ({"budget": student_pb2.PruneBudget(max_latency_ms=-1)}, "budget.max_latency_ms"),
+        ({"budget": student_pb2.PruneBudget(max_bytes=9, rounds=-1)}, "budget.rounds"),
+        ({"budget": student_pb2.PruneBudget(max_bytes=9, rounds=17)}, "budget.rounds"),
+        ({"budget": student_pb2.PruneBudget(max_latency_ms=9, rounds=2)}, "budget.rounds"),
+        (
+            {"budget": student_pb2.PruneBudget(max_bytes=9, share_of_parameters=-1)},
+            "budget.share_of_parameters",
+        ),
         (
             {"budget": student_pb2.PruneBudget(max_bytes=9, precision="int8")},
             "budget.precision",
@@ -327,10 +378,12 @@ def test_too_little_text_and_impossible_budgets_are_refused(run, blobs, texts):
     one = suite.put_records(blobs, [TextRecord("a", text="only one sequence")])
     none = suite.put_records(blobs, [TextRecord("a", text="short")])
     answer = suite.put_records(blobs, [TextRecord("a", prompt="1 + 1 =", answer=" 2")])
+    token = suite.put_records(blobs, [TextRecord("a", text="a")])
     whole = student_pb2.PruneBudget(max_parameters=10**9)
     for name, recipe, error, match in (
         ("one", {"text_shards": [one]}, InvalidInput, "1 sequences"),
         ("none", {"text_shards": [none]}, InvalidInput, "0 sequences"),
+        ("token", {"text_shards": [token]}, InvalidInput, "at least 2 sequences"),
         ("answer", {"text_shards": [answer]}, InvalidInput, "at least 2 sequences"),
         ("max", {"text_shards": [texts], "max_sequences": 1}, InvalidInput, "at least 2"),
         ("length", {"text_shards": [texts], "sequence_length": 1}, InvalidInput, "below 8"),
@@ -348,6 +401,32 @@ def test_too_little_text_and_impossible_budgets_are_refused(run, blobs, texts):
     ):
         with pytest.raises(error, match=match):
             run(importance_request(f"refused-{name}", **recipe))
+
+
+def test_another_architecture_is_refused_by_name(home, blobs, around, texts, found):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = home / "other"
+    sizes = {"vocab_size": 264, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder / "gpt")
+    suite.make_tokenizer().save_pretrained(folder / "gpt")
+    (folder / "catalogue.toml").write_text(
+        '[entries.gpt]\nkind = "language-model"\nloader = "transformers"\n'
+        f'licence = "CC0-1.0"\nsource = "file:{folder / "gpt"}"\n'
+    )
+    elsewhere = replace(around, catalogue=folder / "catalogue.toml")
+    cut = cut_of(found, SOME)
+    for asked in (
+        importance_request("gpt", student="gpt", text_shards=[texts], budget=share(0.6)),
+        suite.request("gpt-cut", student="gpt", text_shards=[texts], cut=cut),
+    ):
+        run_dir = RunDir.of(home / "runs", suite.PROJECT, asked.run_id)
+        run_dir.create(asked)
+        made = Training(suite.PROJECT, blobs, run_dir.next_writer(), lambda: None, elsewhere)
+        with pytest.raises(Precondition, match="type gpt2 cannot be pruned; llama and mistral can"):
+            train(made, asked)
+        stages = {event.progress.stage for event in run_dir.events()[0]}
+        assert stages <= {"loading the model", "loading the student"}
 
 
 def test_cuts_that_the_model_cannot_have_are_refused(run, blobs, texts, found):

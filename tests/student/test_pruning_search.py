@@ -183,21 +183,59 @@ def test_the_prior_prefers_neurons_and_width():
 def test_latency_is_kept_as_measured():
     measured = []
 
-    def seconds(shape: Shape) -> float:
+    def took_ms(shape: Shape) -> float:
         measured.append(shape)
-        return shape.layers * (0.01 + shape.intermediate_size * 1e-5)
+        return shape.layers * (10 + shape.intermediate_size * 1e-2)
 
-    limit = 0.6
-    found = search_latency(SMALL, importance_of(SMALL), limit, seconds)
+    limit = 600.0
+    found = search_latency(SMALL, importance_of(SMALL), limit, took_ms)
     assert {one.kind for one in found} >= {"depth", "mixed"}
-    assert all(one.seconds == seconds(one.shape) <= limit for one in found)
+    assert all(one.latency_ms == took_ms(one.shape) <= limit for one in found)
     deepest = next(one.shape for one in found if one.kind == "depth")
-    assert limit < seconds(replace(deepest, layers=deepest.layers + 1))
+    assert limit < took_ms(replace(deepest, layers=deepest.layers + 1))
     assert len(set(measured)) < 26
-    with pytest.raises(InvalidInput, match="least possible is 0.01032 s"):
-        search_latency(SMALL, importance_of(SMALL), 1e-3, seconds)
+
+
+def test_an_impossible_time_says_what_is_possible():
+    def took_ms(shape: Shape) -> float:
+        return shape.layers * (10 + shape.intermediate_size * 1e-2)
+
+    match = r"least possible \(1 layer, hidden size 72, 32 neurons, 9 heads\) takes 10.3 ms"
+    with pytest.raises(InvalidInput, match=match) as caught:
+        search_latency(SMALL, importance_of(SMALL), 1.0, took_ms)
+    assert caught.value.field == "budget.max_latency_ms"
+    with pytest.raises(InvalidInput, match="nothing is to be cut: the whole model takes 761 ms"):
+        search_latency(SMALL, importance_of(SMALL), 1e4, took_ms)
+
+
+def test_where_next_to_nothing_is_fast_enough_the_smallest_is_found():
+    least = smallest(SMALL)
+    found = search_latency(
+        SMALL, importance_of(SMALL), 1.0, lambda shape: 1.0 if shape == least else 2.0
+    )
+    assert [(one.shape, one.kind, one.latency_ms) for one in found] == [(least, "mixed", 1.0)]
+
+
+def test_a_round_goes_an_even_step():
+    inner = SMALL.non_embedding_parameters
+    whole = Budget(non_embedding_share=0.25)
+    half = replace(whole, rounds=2)
+    assert half.step_of(SMALL).parameters == pytest.approx(inner / 2, abs=2)
+    assert half.limit_of(SMALL) == whole.limit_of(SMALL) == whole.step_of(SMALL)
+    assert all(
+        0.475 * inner <= one.shape.non_embedding_parameters <= 0.5 * inner
+        for one in search(SMALL, importance_of(SMALL), half)
+        if one.kind != "depth"
+    )
+    bytes_limit = Budget(max_bytes=SMALL.parameters, bytes_per_parameter=4, rounds=2)
+    assert bytes_limit.step_of(SMALL).parameters == pytest.approx(SMALL.parameters / 2, abs=2)
+    cut = replace(SMALL, layers=15)  # what an earlier round has left: shares are of the whole
+    later = replace(whole, share_of=inner)
+    assert later.limit_of(cut) == later.step_of(cut) == whole.limit_of(SMALL)
+    with pytest.raises(InvalidInput, match="least possible"):  # though the first step could be
+        search(SMALL, importance_of(SMALL), Budget(non_embedding_share=1e-5, rounds=9))
     with pytest.raises(InvalidInput, match="nothing is to be cut"):
-        search_latency(SMALL, importance_of(SMALL), 10.0, seconds)
+        search(cut, importance_of(cut), Budget(non_embedding_share=0.75, share_of=inner, rounds=2))
 
 
 def test_large_cuts_take_several_rounds():

@@ -44,6 +44,10 @@ class SizeFlags:
     max_bytes: Annotated[
         int | None, typer.Option(help="Bytes of the weights at --precision; float32.")
     ] = None
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Milliseconds of a pass over 128 tokens, where students train."),
+    ] = None
 
     def fill(self, spec: pb.PruneJobSpec) -> None:
         """Set the size of `spec`. Raises InvalidRequest unless there is exactly one."""
@@ -51,7 +55,8 @@ class SizeFlags:
         if len(given) != 1:
             raise InvalidRequest(
                 "a prune job has one size",
-                hint="give one of --non-embedding-share, --max-parameters, --max-bytes",
+                hint="give one of --non-embedding-share, --max-parameters, --max-bytes, "
+                "--max-latency-ms",
             )
         for name, value in given.items():
             setattr(spec, name, value)
@@ -81,6 +86,14 @@ class CutFlags:
         ),
     ] = False
     training_seeds: Annotated[int, typer.Option(min=0, help="Training seeds per arm; 1.")] = 0
+    rounds: Annotated[
+        int,
+        typer.Option(min=0, help="Cut in so many even steps, each trained, for large cuts; 1."),
+    ] = 0
+    intermediate_states: Annotated[
+        int,
+        typer.Option(min=0, help="Layers whose states are drawn to the whole model's; 0: none."),
+    ] = 0
     correct_teacher: Annotated[
         bool,
         typer.Option(
@@ -122,9 +135,12 @@ def prune(
         controls=cut.controls,
         training_seeds=cut.training_seeds,
         correct_teacher=cut.correct_teacher,
+        rounds=cut.rounds,
         evaluation_datasets=[named("datasets", one) for one in evaluate or []],
         verifier=training_flags.verifier(verifier),
         sampling=sampling.message(training.seed),
     )
+    if cut.intermediate_states:
+        spec.training.intermediate_states = cut.intermediate_states
     size.fill(spec)
     start(spec, flags)

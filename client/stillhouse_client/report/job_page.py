@@ -128,6 +128,7 @@ def _html(report: dict[str, Any], title: str, found: list[Panel]) -> str:
         is_prune=report.get("kind") == "prune",
         candidates=job_report.candidates(report),
         sizes=job_report.SIZES,
+        hops=job_report.hops(report),
         gains=job_report.gains(report),
         paired_alone=job_report.paired_alone(report),
         coverage=job_report.coverage(report),

@@ -27,7 +27,7 @@ from services.gateway.jobs import records
 from services.gateway.jobs.job import Job, Tools
 from services.gateway.store import JobRow
 
-VERSION = "jobs-2"
+VERSION = "jobs-3"
 """Change it whenever the stages of a job, their order or their arguments change."""
 _QUEUE = "jobs"
 _POLL_S = 0.1

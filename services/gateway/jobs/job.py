@@ -12,6 +12,7 @@ from dbos import DBOS
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from services.common.blobs import BlobStore
+from services.common.errors import OutOfSpace, is_out_of_space
 from services.common.sandbox import Sandbox
 from services.gateway.cache import EmbeddingCache
 from services.gateway.jobs import records
@@ -21,6 +22,10 @@ from services.gateway.peers import Peers
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import JobRow, Store
 
+_FULL = (
+    "the disk of the gateway or of the blob store is full; make room and start the job again: what "
+    "it has stored is found"
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -69,7 +74,12 @@ class Job:
 
         async def step() -> R:
             await self.progress.begin(name)
-            result = await work(self, *args, **kwargs)
+            try:
+                result = await work(self, *args, **kwargs)
+            except Exception as error:
+                if is_out_of_space(error):
+                    raise OutOfSpace(_FULL) from error
+                raise
             await self.progress.complete(name)
             return result
 

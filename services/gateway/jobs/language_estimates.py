@@ -24,16 +24,18 @@ from services.gateway.jobs.plans import (
     TuneShiftPlan,
 )
 from services.gateway.jobs.prune_specs import (
-    BYTES,
     DEFAULT_CALIBRATION,
     correction_of,
+    parameters_of,
     ranking_steps_of,
+    rounds_of,
     runs_of,
     size_of,
 )
 from services.gateway.jobs.targets import DEFAULT_BYTES_PER_TOKEN
 from services.gateway.jobs.training import steps_of
-from services.gateway.jobs.tuneshift_specs import arms_of, prompts_of, rounds_of
+from services.gateway.jobs.tuneshift_specs import arms_of, prompts_of
+from services.gateway.jobs.tuneshift_specs import rounds_of as tuneshift_rounds_of
 
 _SAMPLE = 8
 _SAMPLE_CHARS = 2_000
@@ -89,7 +91,7 @@ async def estimate_tuneshift_job(
     """Estimate a tuneshift job, as if every round were full and half of it kept."""
     sample = [TextRecord(str(at), text=seed) for at, seed in enumerate(spec.seed_prompts)]
     token_s, _ = await token_speed(tools, plan["tuned"], sample[:_SAMPLE])
-    count = rounds_of(spec) * prompts_of(spec)
+    count = tuneshift_rounds_of(spec) * prompts_of(spec)
     answer = spec.sampling.max_tokens or _DEFAULT_ANSWER
     tokens = count * answer
     if spec.token_budget:
@@ -119,20 +121,26 @@ async def estimate_prune_job(
     tokens = round(count * tokens_each)
     calibration = (spec.calibration_sequences or DEFAULT_CALIBRATION) * plan["sequence_length"]
     step_s = token_s * _TRAIN * _share(spec, plan["model"])
+    step_s += token_s if spec.training.intermediate_states else 0.0  # the whole model's pass
     trained = trained_tokens(spec.training, tokens, max(count, 1))
     steps = steps_of(spec.training, count, with_replay=False)
-    runs = len(runs_of(spec))
+    rounds, seeds = rounds_of(spec), spec.training_seeds or 1
+    runs = len(runs_of(spec)) - seeds + seeds / rounds
+    importance_s = _LOAD_S + min(calibration, tokens) * token_s
     stage_s = {
-        "importance": _LOAD_S + min(calibration, tokens) * token_s,
+        "importance": importance_s,
         "targets": tokens * token_s,
-        "fit": _LOAD_S + runs * (_LOAD_S + trained * step_s),
+        "fit": _LOAD_S + len(runs_of(spec)) * _LOAD_S + runs * trained * step_s,
     }
+    if rounds > 1:  # between whole and cut; importance is measured again after each
+        round_s = trained / rounds * (step_s + token_s * _TRAIN) / 2
+        stage_s["rounds"] = (rounds - 1) * (_LOAD_S + round_s + importance_s)
     if spec.correct_teacher:
         learned = trained_tokens(correction_of(spec), tokens, max(count, 1))
         stage_s["correct"] = _LOAD_S + learned * token_s * _TRAIN
     if spec.candidates > 1:
-        short = trained * ranking_steps_of(spec, steps) / steps
-        stage_s["rank"] = spec.candidates * (_LOAD_S + short * step_s)
+        short = trained * ranking_steps_of(spec, max(steps // rounds, 1)) / steps
+        stage_s["rank"] = rounds * spec.candidates * (_LOAD_S + short * step_s)
     stored = round(tokens * (spec.bytes_per_token or DEFAULT_BYTES_PER_TOKEN))
     return LanguageEstimate(items=count, tokens=tokens, stage_s=stage_s, stored_bytes=stored)
 
@@ -185,9 +193,8 @@ def _share(spec: pb.PruneJobSpec, model: ModelPlan) -> float:
     field, value = size_of(spec)
     if field == "non_embedding_share":
         return value
-    each = BYTES[spec.training.precision] if field == "max_bytes" else 1
-    whole = model["parameter_count"] * each
-    return min(value / whole, 1.0) if whole else 1.0
+    most, whole = parameters_of(spec), model["parameter_count"]
+    return min(most / whole, 1.0) if most is not None and whole else 1.0
 
 
 async def _sample(tools: Tools, project: str, dataset: DatasetPlan) -> tuple[list[TextRecord], int]:

@@ -45,6 +45,7 @@ _TRAINING: _Bounds = {
     "skew": (0, 1),
     "sequence_length": (0, MAX_SEQUENCE),
     "replay_share": (0, 0.99),
+    "intermediate_states": (0, 1_024),
 }
 _LORA: _Bounds = {"rank": (0, 1_024), "alpha": (0, 1e6), "dropout": (0, 0.9)}
 _SAMPLING: _Bounds = {"temperature": (0, 10), "top_p": (0, 1), "max_tokens": (0, MAX_TOKENS)}
@@ -116,8 +117,11 @@ def is_uld(training: language_pb2.LanguageTraining) -> bool:
     return training.loss == language_pb2.LANGUAGE_LOSS_ULD
 
 
-def check_training(training: language_pb2.LanguageTraining, *, uld: bool = False) -> None:
-    """Raise InvalidInput for a setting that is out of range; `uld` allows LANGUAGE_LOSS_ULD."""
+def check_training(
+    training: language_pb2.LanguageTraining, *, uld: bool = False, cut: bool = False
+) -> None:
+    """Raise InvalidInput for a setting that is out of range; `uld` allows LANGUAGE_LOSS_ULD, `cut`
+    says that a model is pruned, whose states can be compared with what they were."""
     check_bounds(training, _TRAINING, "training.")
     if training.HasField("lora"):
         check_bounds(training.lora, _LORA, "training.lora.")
@@ -127,6 +131,12 @@ def check_training(training: language_pb2.LanguageTraining, *, uld: bool = False
         )
     if training.loss not in language_pb2.LanguageLoss.values():
         raise InvalidInput("training.loss: is none of LanguageLoss", field="training.loss")
+    if training.intermediate_states and not cut:
+        raise InvalidInput(
+            "training.intermediate_states: these are the states of a model before it was pruned, "
+            "so it is for prune jobs alone; leave it out",
+            field="training.intermediate_states",
+        )
     if is_uld(training) and not uld:
         raise InvalidInput(
             "training.loss: ULD compares with stored targets, so it is for language jobs of "

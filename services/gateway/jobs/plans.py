@@ -163,20 +163,28 @@ class PruneCandidate(TypedDict):
     shape: dict[str, int | bool]
     """Sizes, and what they come to: `parameters`, `non_embedding_parameters`."""
     kept_layers: list[int]
+    """Of the whole model's."""
     prior_cost: float
     """A guess before any training: lower is likelier to lose less."""
     non_embedding_share: float
+    """Of the whole model's."""
     rounds: list[float]
     """Shares to reach it by in several rounds of pruning, where one would be a large cut."""
+    latency_ms: float | None
+    """What was measured, where the size is one of time."""
 
 
 class PruneCuts(TypedDict):
     """What importance was measured and what it leaves to choose from, the likeliest first."""
 
+    model: str
+    """What is cut: digest of the record of an earlier round's model; empty for the whole model."""
     importance: str
-    """Blob: scores of all parts."""
+    """Blob: scores of all parts; empty where the model is small enough and nothing is cut."""
     report: str
-    """Blob: the importance recipe's JSON report."""
+    """Blob: the importance recipe's JSON report, of this round or the last that had one."""
+    whole_parameters: int
+    """Parameters outside the embeddings of the whole model, of which shares are told."""
     candidates: list[PruneCandidate]
     """Of the axes that may be cut."""
 
@@ -196,3 +204,14 @@ class PruneChoice(TypedDict):
 
     number: int
     ranked: list[RankedCut]
+
+
+class PruneRound(TypedDict):
+    """A round of pruning and training before the last."""
+
+    cuts: PruneCuts
+    choice: PruneChoice
+    report: str
+    """Of its training."""
+    model: str
+    """Digest of the record of what it made."""

@@ -2,8 +2,8 @@
 learns from the model as it was.
 
 The stages below are the method's steps: measure what matters, store the whole model's predictions
-once, train the likeliest cuts shortly to choose one, train that one. Each is recorded, finds what
-exists already, and may be killed at any moment.
+once, train the likeliest cuts shortly to choose one, train that one; for a large cut in several
+rounds. Each is recorded, finds what exists already, and may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ from services.gateway.jobs.plans import (
     PruneChoice,
     PruneCuts,
     PrunePlan,
+    PruneRound,
     RankedCut,
     TextInputs,
     Trained,
 )
 from services.gateway.jobs.prune_arms import Recipes, ranking_exam
 from services.gateway.jobs.prune_checks import check_prune_job, prune_names
-from services.gateway.jobs.prune_cuts import cuts_of, importance_recipe, said_of
+from services.gateway.jobs.prune_cuts import (
+    cuts_of,
+    importance_recipe,
+    of_whole_model,
+    said_of,
+    small_enough,
+)
 from services.gateway.jobs.prune_data import (
     exam_of,
     measured_shards,
@@ -38,7 +45,14 @@ from services.gateway.jobs.prune_data import (
     training_shards,
 )
 from services.gateway.jobs.prune_report import held_out_cross_entropy, make_report
-from services.gateway.jobs.prune_specs import model_id_of, ranking_steps_of, runs_of
+from services.gateway.jobs.prune_rounds import round_steps, train_round
+from services.gateway.jobs.prune_specs import (
+    OWN_ARM,
+    model_id_of,
+    ranking_steps_of,
+    rounds_of,
+    runs_of,
+)
 from services.gateway.jobs.prune_teacher import correct
 from services.gateway.jobs.targets import check_stored, for_training, most_probable, store_targets
 from services.gateway.jobs.text_data import Measured, measured_datasets
@@ -62,13 +76,17 @@ async def prune_job(job: Job) -> dict[str, str]:
     job.progress.expect(cost["stage_s"])
     if job.spec.prune.correct_teacher:
         plan = await job.stage("correct", correct, plan)
-    cuts = await job.stage("importance", importance, plan)
+    rounds: list[PruneRound] = []
+    cuts = await job.stage("importance", importance, plan, rounds)
     data = await job.stage("targets", targets, plan)
-    choice = PruneChoice(number=0, ranked=[])
-    if min(job.spec.prune.candidates, len(cuts["candidates"])) > 1:
-        choice = await job.stage("rank", rank, plan, cuts, data)
-    fitted = await job.stage("fit", fit, plan, cuts, data, choice)
-    return await job.stage("publish", publish, plan, cuts, data, choice, fitted)
+    choice = await choose(job, plan, cuts, data, rounds)
+    while len(rounds) + 1 < rounds_of(job.spec.prune):
+        made = await job.stage("rounds", train_round, plan, cuts, data, choice, len(rounds))
+        rounds.append(made)
+        cuts = await job.stage("importance", importance, plan, rounds)
+        choice = await choose(job, plan, cuts, data, rounds)
+    fitted = await job.stage("fit", fit, plan, cuts, data, choice, rounds)
+    return await job.stage("publish", publish, plan, cuts, data, choice, rounds, fitted)
 
 
 async def ingest(job: Job) -> TextInputs:
@@ -91,17 +109,22 @@ async def estimate(job: Job, plan: PrunePlan) -> LanguageEstimate:
     return cost
 
 
-async def importance(job: Job, plan: PrunePlan) -> PruneCuts:
-    """Measure how much the model's parts matter, and find cuts of the size that was asked for.
+async def importance(job: Job, plan: PrunePlan, rounds: list[PruneRound]) -> PruneCuts:
+    """Measure how much the parts of the model matter, or of what the last of the `rounds` made, and
+    find cuts of the size that was asked for, or an even step towards it.
 
     Raises InvalidInput where no model is as small as that.
     """
+    settled = small_enough(job.spec.prune, rounds)
+    if settled is not None:
+        await job.progress.say("importance: the model is small enough; this round only trains it")
+        return settled
     texts = await training_shards(job, plan)
-    recipe = importance_recipe(job.spec.prune, plan, texts)
+    recipe = importance_recipe(job.spec.prune, plan, texts, rounds)
     request = student_pb2.TrainRequest(importance=recipe)
     measured = await train(job, request, stage="importance")
-    cuts = await cuts_of(job, measured)
-    await job.progress.say(said_of(cuts))
+    cuts = await cuts_of(job, measured, rounds)
+    await job.progress.say(said_of(cuts, len(rounds) + 1, rounds_of(job.spec.prune)))
     return cuts
 
 
@@ -129,14 +152,28 @@ async def targets(job: Job, plan: PrunePlan) -> LanguageData:
             first=len(texts),
             total=total,
         )
-    return LanguageData(texts=[], targets=stored, held_out=held, notes={})
+    data = LanguageData(texts=[], targets=stored, held_out=held, notes={})
+    round_steps(spec, steps_for(job, data), 0)
+    return data
 
 
-async def rank(job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData) -> PruneChoice:
-    """Train the likeliest cuts shortly; choose the one of the lowest held-out cross-entropy."""
+async def choose(
+    job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, rounds: list[PruneRound]
+) -> PruneChoice:
+    """Take the likeliest cut, or the best of several."""
+    if min(job.spec.prune.candidates, len(cuts["candidates"])) > 1:
+        return await job.stage("rank", rank, plan, cuts, data, len(rounds))
+    return PruneChoice(number=0, ranked=[])
+
+
+async def rank(
+    job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, at: int
+) -> PruneChoice:
+    """Train the likeliest cuts of a round, counted from 0, shortly; choose the one of the lowest
+    held-out cross-entropy."""
     spec = job.spec.prune
     recipes = Recipes(spec, plan, cuts, data, ranking_exam(await measured_shards(job, plan)))
-    steps = ranking_steps_of(spec, steps_for(job, data))
+    steps = ranking_steps_of(spec, round_steps(spec, steps_for(job, data), at))
     count = min(spec.candidates, len(cuts["candidates"]))
     ranked: list[RankedCut] = []
     for number in range(count):
@@ -155,11 +192,19 @@ async def rank(job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData) -
 
 
 async def fit(
-    job: Job, plan: PrunePlan, cuts: PruneCuts, data: LanguageData, choice: PruneChoice
+    job: Job,
+    plan: PrunePlan,
+    cuts: PruneCuts,
+    data: LanguageData,
+    choice: PruneChoice,
+    rounds: list[PruneRound],
 ) -> Fitted:
-    """Train the chosen cut and its controls, with every seed, for equally many steps."""
+    """Train the chosen cut and its controls, with every seed, for equally many steps, those of the
+    rounds before included. Controls are cut out of the whole model."""
     spec, measured = job.spec.prune, await measured_shards(job, plan)
-    recipes = Recipes(spec, plan, cuts, data, exam_of(job, measured, data))
+    exam = exam_of(job, measured, data)
+    recipes = Recipes(spec, plan, cuts, data, exam)
+    beside = Recipes(spec, plan, of_whole_model(cuts, rounds), data, exam)
     full = ""
     if measured != Measured((), (), ()):
         request = student_pb2.TrainRequest(language=recipes.of_full_model())
@@ -170,7 +215,11 @@ async def fit(
     runs: list[Run] = []
     model: Trained | None = None
     for arm, seed in asked:
-        recipe = recipes.of_arm(arm, seed, choice["number"], steps)
+        if arm == OWN_ARM:
+            last = round_steps(spec, steps, len(rounds))
+            recipe = recipes.of_arm(arm, seed, choice["number"], last)
+        else:
+            recipe = beside.of_arm(arm, seed, choice["number"], steps)
         recipe.discard_model = model is not None
         label = f"{arm}/{seed}" if len(asked) > 1 else ""
         place = Place(len(runs), len(asked), steps)
@@ -196,6 +245,7 @@ async def publish(
     cuts: PruneCuts,
     data: LanguageData,
     choice: PruneChoice,
+    rounds: list[PruneRound],
     fitted: Fitted,
 ) -> dict[str, str]:
     """Name the cut as a model of the project, and report on candidates and arms."""
@@ -204,16 +254,19 @@ async def publish(
     async def read(digest: str) -> dict[str, Any]:
         return await read_report(job, Trained(blobs={"report": digest}), datasets)
 
-    ranking = [one["report"] for one in choice["ranked"]]
-    digests = [run["report"] for run in fitted["runs"]] + ranking
+    choices = [choice, *(one["choice"] for one in rounds)]
+    digests = [one["report"] for made in choices for one in made["ranked"]]
+    digests += [one["report"] for one in (*fitted["runs"], *rounds)]
+    whole = rounds[0]["cuts"] if rounds else cuts
     report = await asyncio.to_thread(  # bootstraps: too long for the loop
         make_report,
         job.spec.prune,
         cuts,
         choice,
+        rounds,
         fitted["runs"],
         reports={digest: await read(digest) for digest in dict.fromkeys(digests)},
-        importance=await read(cuts["report"]),
+        importance=await read(whole["report"]),
         full=await read(fitted["full"]) if fitted["full"] else {},
         correction=await read(plan["correction"]) if plan["correction"] else {},
         stored=data["targets"],

@@ -19,7 +19,7 @@ from services.gateway.jobs.language_checks import (
     sequence_length,
 )
 from services.gateway.jobs.plans import ModelPlan, PrunePlan, TextInputs
-from services.gateway.jobs.prune_specs import BYTES, models_of, size_of
+from services.gateway.jobs.prune_specs import models_of, parameters_of, size_of
 from services.gateway.jobs.text_data import measured_datasets
 
 
@@ -62,13 +62,14 @@ def check_whole(model: ModelPlan) -> None:
 
 def check_cuts(spec: pb.PruneJobSpec, model: ModelPlan) -> None:
     """Raise Precondition where the whole model is within the size already."""
-    field, value = size_of(spec)
-    each = BYTES[spec.training.precision] if field == "max_bytes" else 1
-    size = model["parameter_count"] * each
-    if field != "non_embedding_share" and 0 < size <= value:
+    most = parameters_of(spec)
+    if most is not None and 0 < model["parameter_count"] <= most:
+        field, value = size_of(spec)
+        whole = f"{model['parameter_count']:,} parameters"
         raise Precondition(
-            f"{field} is {value:,.0f} and {model['name']} has {size:,}: nothing is to be cut",
-            differences={field: f"{value:,.0f} of {size:,}"},
+            f"{field} is {value:,.0f}, room for {most:,.0f} parameters, and {model['name']} has "
+            f"{whole}: nothing is to be cut",
+            differences={field: f"{most:,.0f} of {whole}"},
         )
 
 

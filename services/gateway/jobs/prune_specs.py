@@ -22,8 +22,11 @@ from services.gateway.jobs.language_specs import (
 OWN_ARM = "prune"
 CONTROLS = ("no_distillation", "random_cut", "random_weights")
 """The same cut trained by cross-entropy alone; a cut by chance; the shape without any weights."""
+ONE_ROUND = "one_round"
+"""The control of several rounds: the whole model cut to the last shape at once."""
 DEFAULT_CALIBRATION = 1024
 MAX_CANDIDATES = 32
+MAX_ROUNDS = 16
 CORRECTION_RATE_SHARE = 0.2
 """Learning rate of a teacher's correction, of the cut's: nothing has to be repaired in it."""
 _DEFAULT_RATE = 1e-4
@@ -42,6 +45,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "candidates": (0, MAX_CANDIDATES),
     "ranking_steps": (0, MAX_STEPS),
     "training_seeds": (0, 32),
+    "rounds": (0, MAX_ROUNDS),
 }
 
 
@@ -67,6 +71,7 @@ def check_prune_spec(
             field="bytes_per_token",
         )
     _check_training(spec)
+    _check_rounds(spec)
     check_sampling(spec.sampling)
     if spec.HasField("verifier"):
         check_verifier(spec.verifier, sandbox=sandbox)
@@ -91,7 +96,17 @@ def models_of(spec: pb.PruneJobSpec) -> list[str]:
 
 def arms_of(spec: pb.PruneJobSpec) -> list[str]:
     """Return the arms to train, the job's own first."""
-    return [OWN_ARM, *(CONTROLS if spec.controls else ())]
+    return [OWN_ARM, *(controls_of(spec) if spec.controls else ())]
+
+
+def controls_of(spec: pb.PruneJobSpec) -> list[str]:
+    """Return the controls that a job of its number of rounds can have."""
+    return [*([ONE_ROUND] if rounds_of(spec) > 1 else []), *CONTROLS]
+
+
+def rounds_of(spec: pb.PruneJobSpec) -> int:
+    """Return the rounds of pruning and training."""
+    return spec.rounds or 1
 
 
 def runs_of(spec: pb.PruneJobSpec) -> list[tuple[str, int]]:
@@ -106,6 +121,15 @@ def size_of(spec: pb.PruneJobSpec) -> tuple[str, float]:
     return field, getattr(spec, field) if field else 0.0
 
 
+def parameters_of(spec: pb.PruneJobSpec) -> float | None:
+    """Return the parameters that the new model may have at most; None where the size is none of
+    all parameters."""
+    field, value = size_of(spec)
+    if field == "max_bytes":
+        return value / BYTES[spec.training.precision]
+    return value if field == "max_parameters" else None
+
+
 def ranking_steps_of(spec: pb.PruneJobSpec, steps: int) -> int:
     """Return the optimizer steps of a candidate's training, `steps` being those of the whole."""
     return spec.ranking_steps or max(1, steps // 10)
@@ -116,7 +140,7 @@ def correction_of(spec: pb.PruneJobSpec) -> language_pb2.LanguageTraining:
     training = language_pb2.LanguageTraining()
     training.CopyFrom(spec.training)
     training.loss = language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY
-    training.patience = 0
+    training.patience = training.intermediate_states = 0
     training.learning_rate = CORRECTION_RATE_SHARE * (training.learning_rate or _DEFAULT_RATE)
     if not training.max_steps:
         training.epochs = min(training.epochs or 1, 1)
@@ -127,16 +151,37 @@ def _check_size(spec: pb.PruneJobSpec) -> None:
     field, value = size_of(spec)
     if not field:
         raise InvalidInput(
-            "size: one of non_embedding_share, max_parameters, max_bytes is required", field="size"
+            "size: one of non_embedding_share, max_parameters, max_bytes, max_latency_ms is "
+            "required",
+            field="size",
         )
     most = 1.0 if field == "non_embedding_share" else float("inf")
     if not 0 < value < most:
         raise InvalidInput(f"{field}: {value:g} is not between 0 and {most:g}", field=field)
 
 
+def _check_rounds(spec: pb.PruneJobSpec) -> None:
+    rounds = rounds_of(spec)
+    if rounds > 1 and size_of(spec)[0] == "max_latency_ms":
+        raise InvalidInput(
+            "rounds: a time has no even steps; give another size, or 1 round", field="rounds"
+        )
+    if rounds > 1 and spec.training.intermediate_states:
+        raise InvalidInput(
+            "training.intermediate_states: of a later round the model as it was is a cut itself; "
+            "leave it out, or take 1 round",
+            field="training.intermediate_states",
+        )
+    if 0 < spec.training.max_steps < rounds:
+        raise InvalidInput(
+            f"rounds: {rounds} rounds share {spec.training.max_steps} steps; give each at least 1",
+            field="rounds",
+        )
+
+
 def _check_training(spec: pb.PruneJobSpec) -> None:
     """Refuse before the targets are stored what training would refuse after them."""
-    check_training(spec.training)
+    check_training(spec.training, cut=True)
     if spec.training.loss == language_pb2.LANGUAGE_LOSS_CROSS_ENTROPY:
         raise InvalidInput(
             "training.loss: a cut learns from the model as it was; cross-entropy alone is a "

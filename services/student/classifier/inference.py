@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,17 +13,12 @@ from services.student.classifier.course import HeldOut
 from services.student.classifier.data import ClassifierData, ImageSource, Pixels, normalised
 from services.student.classifier.prefetch import Prefetch
 from services.student.data import Doubles, Ints
+from services.student.timing import median_ms
 from services.torch_common.preprocess import Preprocessing
 
 BATCH = 64
 HELDOUT_IMAGES = 512
 """Images measured during training, and kept decoded; all of `val` is measured at the end."""
-_WARMUP, _TIMED = 5, 40
-
-
-def median_ms(work: Callable[[], object]) -> float:
-    """Median milliseconds of what is done again and again."""
-    return float(np.median([_timed(work) for _ in range(_WARMUP + _TIMED)][_WARMUP:]))
 
 
 @torch.inference_mode()
@@ -83,9 +77,3 @@ def latency_ms(module: nn.Module, size_px: int, device: torch.device) -> float:
     """Median milliseconds of one image alone, preprocessing excluded; `module` is in eval mode."""
     image = torch.zeros(1, 3, size_px, size_px, device=device)
     return median_ms(lambda: module(image).cpu())  # which waits for the device
-
-
-def _timed(work: Callable[[], object]) -> float:
-    started_s = time.perf_counter()
-    work()
-    return (time.perf_counter() - started_s) * 1000

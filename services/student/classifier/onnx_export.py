@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from services.common.errors import Unsupported
-from services.student.classifier.inference import median_ms
+from services.student.timing import median_ms
 from services.torch_common.preprocess import Preprocessing
 
 OPSET = 17

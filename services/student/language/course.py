@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.student.language.data import Batch, TargetBank
 from services.student.language.plan import Ints
+from services.student.language.states import StateGuide
 from services.torch_common.language.packing import PackedSequence
 
 Point = dict[str, float]
@@ -34,6 +35,8 @@ class Course:
     teach: Teach | None = None
     kind: str = "sampled"
     """Kind of the targets."""
+    guide: StateGuide | None = None
+    """The model as it was, where states are compared with it."""
 
 
 @dataclass

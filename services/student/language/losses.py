@@ -9,6 +9,7 @@ divides both logits, and the loss is multiplied by T squared, which keeps the si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -77,6 +78,34 @@ def pointwise(
     if name == "skewed_reverse_kl":
         return _kl(log_q, _mixture(log_q, log_p, skew))
     raise ValueError(f"{name!r} is none of {DIVERGENCES}")
+
+
+def intermediate_loss(
+    states: Sequence[Tensor], teacher_states: Sequence[Tensor], projection: Tensor | None = None
+) -> Tensor:
+    """1 - cosine of hidden states, the mean over tokens and layers (the default of NVIDIA's
+    ModelOpt). Of each layer [N, h] and [N, H] of N tokens; `projection` [H, h] takes the student's
+    to the teacher's width. The teacher's get no gradient. Returns a scalar.
+
+    Raises ValueError for other numbers of layers, or none.
+    """
+    if len(states) != len(teacher_states) or not states:
+        raise ValueError(f"states of {len(states)} and {len(teacher_states)} layers")
+    with without_autocast(states[0]):
+        apart = []
+        for mine, its in zip(states, teacher_states, strict=True):
+            taken = mine.float() if projection is None else mine.float() @ projection.float().T
+            cosines = functional.cosine_similarity(taken, its.detach().float(), dim=-1)
+            apart.append((1 - cosines).mean())
+        return torch.stack(apart).mean()
+
+
+def balanced(loss: Tensor, other: Tensor, *, size: Tensor | None = None) -> Tensor:
+    """loss + alpha other, where alpha = size / other, held constant, gives both the same weight;
+    `size` is the loss itself where it is not given. All are scalars."""
+    size = loss if size is None else size
+    alpha = (size / other.clamp_min(torch.finfo(torch.float32).tiny)).detach()
+    return loss + torch.where(other > 0, alpha, torch.zeros_like(alpha)) * other
 
 
 def uld(

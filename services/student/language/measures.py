@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from services.common.errors import Precondition
 from services.student.metrics import DRAWS, Doubles, Estimate, bootstrap_counts
 
 
@@ -24,6 +26,16 @@ class Item:
 Items = Sequence[Item]
 Measured = Mapping[str, Items]
 """Items by metric."""
+
+
+def check_finite(measured: Measured, when: str) -> None:
+    """Raise Precondition where a model predicts no numbers `before training`, or after."""
+    if all(math.isfinite(one.value) for items in measured.values() for one in items):
+        return
+    why = "its weights are damaged" if when.startswith("before") else "use a lower learning_rate"
+    raise Precondition(
+        f"the model predicts no finite numbers {when}; {why}", differences={"predictions": "NaN"}
+    )
 
 
 def estimate(items: Items, seed: int = 0) -> dict[str, Any]:

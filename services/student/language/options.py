@@ -14,6 +14,7 @@ from services.student.language.losses import DEFAULT_BETA, DEFAULT_SKEW, Diverge
 
 MAX_STEPS = 1_000_000
 MAX_SEQUENCES = 1024
+MAX_LAYERS = 1024
 ATTENTION_AND_FEED_FORWARD = "all-linear"
 """peft's name of every linear layer but the output layer."""
 
@@ -76,6 +77,8 @@ class TrainingOptions:
     precision: str
     sequence_length: int
     replay_share: float
+    intermediate_states: int = 0
+    """Kept layers of a cut whose states are drawn to those of the model as it was."""
 
     def steps(self, sequences: int, *, replay: bool) -> int:
         """Optimizer steps over so many sequences, where replay may fill a part of each step."""
@@ -110,6 +113,7 @@ def read_options(message: language_pb2.LanguageTraining, *, teacher: bool) -> Tr
         precision=message.precision,
         sequence_length=message.sequence_length or 256,
         replay_share=message.replay_share or 0.25,
+        intermediate_states=message.intermediate_states,
     )
 
 
@@ -157,6 +161,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "skew": (0, 1),
     "sequence_length": (0, 1 << 20),
     "replay_share": (0, 0.9),
+    "intermediate_states": (0, MAX_LAYERS),
 }
 _LORA_RANGES: dict[str, tuple[float, float]] = {
     "rank": (0, 1024),

@@ -21,11 +21,11 @@ from stillhouse.student.v1 import student_pb2
 
 from services.student.artefacts import Card, to_json
 from services.student.head_recipe import put
-from services.student.language import exams, students
+from services.student.language import exams, states, students
 from services.student.language.course import Course, Progress
 from services.student.language.data import TargetBank
 from services.student.language.evaluation import take
-from services.student.language.measures import Item, Measured
+from services.student.language.measures import Item, Measured, check_finite
 from services.student.language.options import TrainingOptions, read_options
 from services.student.language.plan import plan_steps
 from services.student.language.reading import TrainingData, read_data
@@ -64,7 +64,9 @@ def _train(
     data = None if recipe.evaluate_only else read_data(training, recipe, options, student)
 
     def measure(who: Examinee, when: str) -> dict[str, list[Item]]:
-        return take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
+        told = take(exam, who, told=lambda what: training.progress(f"{when}: {what}", 0, 0))
+        check_finite(told, when)
+        return told
 
     before: Measured = {}
     if recipe.evaluate_only or not recipe.evaluation.skip_before:
@@ -73,7 +75,9 @@ def _train(
         report = make_report(before, None, None, _notes(recipe, student, exam.skipped, None))
         return student_pb2.LanguageModelResult(report=_put(training, report))
     students.make_trainable(student, options.seed)
-    progress = _fit(training, recipe, options, student, data, exam)
+    guide = states.attach(student, options.intermediate_states)
+    progress = _fit(training, recipe, options, student, data, exam, guide)
+    states.detach(student)
     training.progress("finishing the weights", 0, 0)
     students.finish(student)
     after = measure(student.examinee, "after training")
@@ -89,6 +93,7 @@ def _fit(
     student: LanguageStudent,
     data: TrainingData,
     exam: exams.Exam,
+    guide: states.StateGuide | None,
 ) -> Progress:
     lengths, again = (
         np.array([len(one.tokens) for one in some], np.int64)
@@ -106,6 +111,7 @@ def _fit(
 
     def heldout(model: Any) -> float:
         items = cross_entropies(Examinee(model, student.loaded.encoder, student.dtype), some)
+        check_finite({"cross_entropy": items}, "during training")
         return sum(one.value for one in items) / sum(one.count for one in items)
 
     course = Course(
@@ -115,6 +121,7 @@ def _fit(
         heldout=heldout if some else None,
         teach=data.teach,
         kind=data.bank.kind if data.bank else "top_k",
+        guide=guide,
     )
     training.progress("training", 0, len(steps))
     return fit(student.model, course, options, training, dtype=student.dtype)

@@ -9,7 +9,7 @@ from stillhouse.student.v1 import student_pb2
 
 from services.common.blobs import check_digest
 from services.common.errors import InvalidInput
-from services.student.language.options import read_options
+from services.student.language.options import TrainingOptions, read_options
 from services.student.pruning.requests import check_cut
 
 MAX_TOP_K = 4096
@@ -67,12 +67,31 @@ def _check_training(recipe: student_pb2.LanguageRecipe) -> None:
             "training.patience: stopping early needs evaluation.text_shards",
             field="training.patience",
         )
+    if options.intermediate_states:
+        _check_states(recipe, options)
     if recipe.HasField("on_policy"):
         _check_on_policy(recipe)
     elif is_uld(recipe) and not recipe.text_shards:
         raise InvalidInput(
             "text_shards: ULD needs the records of the targets, which the student tokenizes itself",
             field="text_shards",
+        )
+
+
+def _check_states(recipe: student_pb2.LanguageRecipe, options: TrainingOptions) -> None:
+    """Refuse to compare states where there is no model as it was, or no loss to balance them."""
+    field = "training.intermediate_states"
+    if not recipe.HasField("cut"):
+        raise InvalidInput(
+            f"{field}: these are the states of a model before it was pruned; give a cut, or leave "
+            "them out",
+            field=field,
+        )
+    if options.loss.divergence is None:
+        raise InvalidInput(
+            f"{field}: weighs as much as the distillation loss; give target_shards and a loss "
+            "towards them, or leave them out",
+            field=field,
         )
 
 

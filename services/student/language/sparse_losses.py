@@ -66,6 +66,12 @@ def sampled_cross_entropy(
         return temperature**2 * loss
 
 
+def entropy(targets: SparseTargets) -> Tensor:
+    """Entropy of the stored weights in nats, mean over the n tokens: what no student can take from
+    `sampled_cross_entropy`. Returns a scalar."""
+    return -(targets.weight * targets.weight.log()).sum() / len(targets.tail)
+
+
 def label_targets(labels: Tensor) -> SparseTargets:
     """Targets that say each label [n] with certainty: their loss is plain cross-entropy."""
     ones = torch.ones(len(labels), device=labels.device)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from stillhouse.student.v1 import student_pb2
 
-from services.common.blobs import BlobStore
+from services.common.blobs import BlobStore, is_digest
 from services.common.catalogue import load_catalogue
 from services.common.errors import InvalidInput, Precondition
 from services.common.model_records import LanguageModelRecord
@@ -19,7 +19,7 @@ from services.student.artefacts import Card
 from services.student.language.options import ATTENTION_AND_FEED_FORWARD, LoraOptions
 from services.student.language.requests import is_uld
 from services.student.language.scoring import Examinee
-from services.student.pruning.applied import prune
+from services.student.pruning.applied import Pruned, prune
 from services.student.recipes import Training
 from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import (
@@ -42,9 +42,12 @@ class LanguageStudent:
     """What it computes in; trained tensors are float32 until `finish`."""
     lora: LoraOptions | None
     cut: bool
-    """Whether parts were left out, so that no other model is its base."""
+    """Whether parts were left out, or of a model without a name, so that no other model is its
+    base."""
     pruned: Card = field(default_factory=dict)
     """What a PruneCut left out, for the card; empty without one."""
+    guide: Pruned | None = None
+    """The cut beside the model as it was, where the recipe compares their states."""
 
     @property
     def examinee(self) -> Examinee:
@@ -90,17 +93,22 @@ def load_student(
             f"{recipe.student} is an adapter on {loaded.base}; start from {loaded.base}",
             differences={"student": f"adapter on {loaded.base}"},
         )
-    model, card = loaded.model, Card()
+    model, card, guide = loaded.model, Card(), None
     if kept:
         _check_layers(model, kept)
         model = keep_layers(model, kept)
     elif pruning:
         blobs, project = training.blobs, training.project
-        model, card = prune(model, loaded.digest, recipe.cut, blobs, project)
+        pruned = prune(model, loaded.digest, recipe.cut, blobs, project)
+        model, card = pruned.model, pruned.card
+        if recipe.training.intermediate_states and not recipe.evaluate_only:
+            guide = pruned
     if kept or pruning:
         model = model.requires_grad_(False).eval()
         loaded = replace(loaded, model=model)  # lets go of the parts left out
-    return LanguageStudent(loaded, model, dtype, lora, bool(kept) or pruning, card)
+    nameless = is_digest(recipe.student)  # nobody could load an adapter on it
+    cut = bool(kept) or pruning or nameless
+    return LanguageStudent(loaded, model, dtype, lora, cut, card, guide)
 
 
 def _check_tokenizer(loaded: LoadedLanguageModel, wanted: str) -> None:
@@ -152,7 +160,14 @@ def make_trainable(student: LanguageStudent, seed: int) -> None:
 
 def finish(student: LanguageStudent) -> None:
     """Make the weights those that `save` writes: merged where there is no base for the adapter, and
-    rounded where the student computes in bfloat16."""
+    rounded where the student computes in bfloat16. Raises Precondition where training has left some
+    that are no numbers."""
+    trained = (weight for weight in student.model.parameters() if weight.requires_grad)
+    if not all(bool(weight.isfinite().all()) for weight in trained):
+        raise Precondition(
+            "training has left weights that are no numbers; use a lower learning_rate",
+            differences={"weights": "NaN or infinity"},
+        )
     if student.lora is not None and not student.cut:
         return
     if student.lora is not None:

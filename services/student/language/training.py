@@ -21,8 +21,8 @@ from services.common.errors import Precondition
 from services.student.language import checkpoints
 from services.student.language.course import Course, Point, Progress, Since
 from services.student.language.data import by_length, collate
-from services.student.language.objective import distillation_loss, target_logits
 from services.student.language.options import TrainingOptions
+from services.student.language.states import guided_loss
 from services.student.recipes import Training
 
 PHASE = "training"
@@ -92,8 +92,8 @@ class _LanguageTrainer(Trainer):  # type: ignore[misc]
         else:
             batch = self.course.teach(model, inputs["sequences"], step)
         batch = batch.to(self.args.device)
-        logits = target_logits(model, batch, dtype=self.forward_dtype)
-        loss = distillation_loss(logits, batch, self.options.loss, self.course.kind)
+        settings = self.options.loss, self.course.kind
+        loss = guided_loss(model, batch, self.course.guide, *settings, dtype=self.forward_dtype)
         self._rate = float(self._get_learning_rate())
         self._since.add(loss, batch.token_count)
         return loss

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from stillhouse.student.v1 import student_pb2
+from torch import Tensor
 
 from services.common.blobs import BlobStore
 from services.student.artefacts import Card
@@ -14,7 +16,23 @@ from services.student.pruning.choice import Kept, choose, choose_at_random
 from services.student.pruning.cut import cut, with_random_weights
 from services.student.pruning.requests import read_shape
 from services.student.pruning.scores import Importance
-from services.student.pruning.shape import Shape
+from services.student.pruning.shape import Shape, spread
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A cut beside what it was cut out of."""
+
+    model: Any
+    whole: Any
+    """The model as it was."""
+    layers: tuple[int, ...]
+    """Of the whole model, those that the cut's stand for; where no weights were kept, at equal
+    distances."""
+    channels: Tensor
+    """int64 [hidden_size] on the CPU: likewise; where no weights were kept, the first ones."""
+    card: Card
+    """What was cut, for people."""
 
 
 def prune(
@@ -23,8 +41,8 @@ def prune(
     asked: student_pb2.PruneCut,
     blobs: BlobStore,
     project: str,
-) -> tuple[Any, Card]:
-    """The pruned model, and what was cut of the model with this digest.
+) -> Pruned:
+    """The pruned model, cut out of the model with this digest.
 
     Raises NotFound without the importance, InvalidInput where the shape cannot be, Precondition for
     another architecture or the importance of another model.
@@ -39,14 +57,17 @@ def prune(
     }
     if asked.from_random_weights:
         card |= {"chosen_by": "nothing kept, random weights", "seed": seed}
-        return with_random_weights(model, shape, seed), card
+        made = with_random_weights(model, shape, seed)
+        layers = shape.kept_layers or tuple(spread(base.layers, shape.layers))
+        return Pruned(made, model, layers, torch.arange(shape.hidden_size), card)
     if asked.random:
         kept = choose_at_random(base, shape, seed)
         card |= {"chosen_by": "chance", "seed": seed}
     else:
         kept = _important(base, shape, digest, blobs.get(project, asked.importance.digest))
         card["importance"] = asked.importance.digest
-    return cut(model, shape, kept), card | {"kept_layers": list(kept.layers)}
+    card |= {"kept_layers": list(kept.layers)}
+    return Pruned(cut(model, shape, kept), model, kept.layers, kept.channels, card)
 
 
 def shape_card(shape: Shape) -> Card:

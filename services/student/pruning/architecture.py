@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.common.errors import Precondition
+from services.common.errors import InvalidInput, Precondition
 from services.student.pruning.shape import Shape
 
 FAMILIES = ("llama", "mistral")
@@ -14,8 +14,8 @@ FAMILIES = ("llama", "mistral")
 def shape_of(model: Any) -> Shape:
     """The shape of a causal language model of transformers.
 
-    Raises Precondition where it is of another family, or has tensors that would be left uncut:
-    biases, adapters, quantised weights.
+    Raises Precondition where it is of another family, has sizes that do not fit each other, or
+    tensors that would be left uncut: biases, adapters, quantised weights.
     """
     config = model.config
     kind = str(getattr(config, "model_type", "unknown"))
@@ -24,7 +24,21 @@ def shape_of(model: Any) -> Shape:
             f"models of type {kind} cannot be pruned; {' and '.join(FAMILIES)} can",
             differences={"model_type": f"{kind} is none of {', '.join(FAMILIES)}"},
         )
-    shape = Shape(
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    try:
+        shape = _sizes(config, tied)
+    except InvalidInput as error:
+        raise Precondition(
+            f"the model's own sizes do not fit each other, so it cannot be pruned: {error.message}",
+            differences=dict(error.violations),
+        ) from None
+    _check_plain(model, shape)
+    return shape
+
+
+def _sizes(config: Any, tied: bool) -> Shape:
+    """The shape that a configuration describes. Raises InvalidInput where it is none."""
+    return Shape(
         layers=int(config.num_hidden_layers),
         hidden_size=int(config.hidden_size),
         intermediate_size=int(config.intermediate_size),
@@ -32,10 +46,8 @@ def shape_of(model: Any) -> Shape:
         key_value_heads=int(config.num_key_value_heads),
         head_dim=int(config.head_dim or config.hidden_size // config.num_attention_heads),
         vocab_size=int(config.vocab_size),
-        tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+        tied=tied,
     )
-    _check_plain(model, shape)
-    return shape
 
 
 def _check_plain(model: Any, shape: Shape) -> None:

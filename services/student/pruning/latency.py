@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from services.common.errors import InvalidInput
+from services.student.pruning.prior import Prior
 from services.student.pruning.scores import Importance
 from services.student.pruning.search import (
     KINDS,
@@ -23,20 +24,22 @@ from services.student.pruning.search import (
 from services.student.pruning.shape import Shape
 
 Measure = Callable[[Shape], float]
-"""Seconds of whatever the caller cares for: a forward pass, a token, ..."""
+"""Milliseconds of whatever the caller cares for: a forward pass, a token, ..."""
+_FIELD = "budget.max_latency_ms"
 
 
 def search_latency(
     base: Shape,
     importance: Importance,
-    max_seconds: float,
+    max_latency_ms: float,
     measure: Measure,
     *,
     grid: Grid | None = None,
     rounds: int = 7,
 ) -> list[Candidate]:
-    """One candidate of each kind of cut that runs within `max_seconds`, by rising prior cost; none
-    of a kind that cannot. A shape is measured once, at most `rounds` shapes of each kind.
+    """One candidate of each kind of cut that runs within `max_latency_ms`, by rising prior cost;
+    none of a kind that cannot; the smallest shape where none of any kind was found. A shape is
+    measured once, at most `rounds` shapes of each kind.
 
     Raises InvalidInput where even the smallest shape is too slow, and says how slow, or where the
     whole model is fast enough.
@@ -48,22 +51,33 @@ def search_latency(
             times[shape] = measure(shape)
         return times[shape]
 
+    check_latency(base, max_latency_ms, timed, grid=grid)
     least = smallest(base, grid)
-    for shape, wrong, why in (
-        (least, timed(least) > max_seconds, "the least possible"),
-        (base, timed(base) <= max_seconds, "nothing is to be cut: what the whole model takes"),
-    ):
-        if wrong:
-            raise InvalidInput(
-                f"budget.max_seconds: {max_seconds:g} s; {why} is {timed(shape):g} s",
-                field="budget.max_seconds",
-            )
-    sizes = (least.parameters, base.parameters - 1)
-    found = [
-        _fastest(kind, sizes, rounds, max_seconds, timed, _likeliest(base, importance, kind, grid))
+    sizes, most = (least.parameters, base.parameters - 1), max_latency_ms
+    tried = [
+        _fastest(kind, sizes, rounds, most, timed, _likeliest(base, importance, kind, grid))
         for kind in KINDS
     ]
-    return sorted((one for one in found if one is not None), key=lambda one: one.cost)
+    found = [one for one in tried if one is not None]
+    if not found:
+        kind: Kind = "width" if least.layers == base.layers else "mixed"
+        cost = Prior.of(importance, base).cost(least)
+        found = [Candidate(least, kind, cost, timed(least))]
+    return sorted(found, key=lambda one: one.cost)
+
+
+def check_latency(
+    base: Shape, max_latency_ms: float, measure: Measure, *, grid: Grid | None = None
+) -> None:
+    """Measure the smallest shape and the whole model; raise InvalidInput where nothing runs within
+    `max_latency_ms`, or everything."""
+    least, why = smallest(base, grid), ""
+    if (least_ms := measure(least)) > max_latency_ms:
+        why = f"the least possible ({least.said}) takes {least_ms:.3g} ms"
+    elif (whole_ms := measure(base)) <= max_latency_ms:
+        why = f"nothing is to be cut: the whole model takes {whole_ms:.3g} ms"
+    if why:
+        raise InvalidInput(f"{_FIELD}: {max_latency_ms:g} ms is asked for; {why}", field=_FIELD)
 
 
 def _likeliest(
@@ -83,7 +97,7 @@ def _fastest(
     kind: Kind,
     sizes: tuple[int, int],
     rounds: int,
-    max_seconds: float,
+    max_latency_ms: float,
     timed: Measure,
     likeliest: Callable[[int], Candidate | None],
 ) -> Candidate | None:
@@ -94,8 +108,8 @@ def _fastest(
         one = likeliest(middle)
         if one is None:  # the kind reaches no size so small
             low = middle + 1
-        elif timed(one.shape) <= max_seconds:
-            best, low = replace(one, seconds=timed(one.shape)), middle + 1
+        elif timed(one.shape) <= max_latency_ms:
+            best, low = replace(one, latency_ms=timed(one.shape)), middle + 1
         else:
             high = min(middle, one.shape.parameters) - 1
         if low > high:

@@ -17,13 +17,18 @@ from services.student.pruning.applied import shape_card
 from services.student.pruning.architecture import shape_of
 from services.student.pruning.depth import layer_perplexities
 from services.student.pruning.importance import check_calibration, measure_importance
+from services.student.pruning.latency import check_latency, search_latency
+from services.student.pruning.ranks import rank_correlation
 from services.student.pruning.schedule import hop_shares
 from services.student.pruning.scores import Importance
 from services.student.pruning.search import Candidate, Grid, check_possible, search
 from services.student.pruning.shape import Shape
+from services.student.pruning.stopwatch import Stopwatch
 from services.student.recipes import Training
 from services.torch_common.language.packing import PackedSequence, pack
+from services.torch_common.language.precision import dtype_of
 
+_TIMED = "latencies"
 BATCH_TOKENS = 1024
 """Padded tokens of a forward pass; its logits take a few hundred megabytes."""
 
@@ -39,12 +44,19 @@ def find_cuts(
     )
     student = load_student(training, asked, None, "")
     base = shape_of(student.model)
-    if recipe.HasField("budget"):
+    watch = _stopwatch(training, recipe, student)
+    if watch is not None:
+        check_latency(base, recipe.budget.max_latency_ms, watch)
+    elif recipe.HasField("budget"):
         check_possible(base, requests.read_budget(recipe.budget).limit_of(base), Grid())
     batches, skipped = _calibration(training, recipe, student)
     importance = _measured(training, recipe, student, batches)
-    candidates = _candidates(recipe, base, importance)
+    candidates = _candidates(training, recipe, base, importance, watch)
     report = _report(recipe, student, base, importance, candidates)
+    if watch is not None:
+        report["latency"] = watch.notes()
+    elif recipe.budget.rounds > 1:
+        report["reachable"] = _reachable(recipe, base, importance)
     if skipped:
         report["skipped"] = skipped
     return student_pb2.ImportanceResult(
@@ -108,14 +120,48 @@ def _measured(
     return replace(Importance.from_arrays(scores), model_digest=student.loaded.digest)
 
 
+def _stopwatch(
+    training: Training, recipe: student_pb2.ImportanceRecipe, student: LanguageStudent
+) -> Stopwatch | None:
+    """What times shapes, where the budget is one of time; it knows what an earlier worker has
+    measured."""
+    if not recipe.budget.max_latency_ms:
+        return None
+    around = training.surroundings
+    dtype = dtype_of(recipe.budget.precision or around.precision, around.device)
+    watch = Stopwatch(
+        student.model, dtype, told=lambda done: training.progress("timing shapes", done, 0)
+    )
+    watch.recall(training.writer.load(_TIMED) or {})
+    return watch
+
+
 def _candidates(
-    recipe: student_pb2.ImportanceRecipe, base: Shape, importance: Importance
+    training: Training,
+    recipe: student_pb2.ImportanceRecipe,
+    base: Shape,
+    importance: Importance,
+    watch: Stopwatch | None,
 ) -> list[Candidate]:
+    """The candidates, if there is a budget. Times are kept, so that a worker that takes over finds
+    the same ones."""
+    if watch is not None:
+        found = search_latency(base, importance, recipe.budget.max_latency_ms, watch)
+        training.phase(_TIMED, watch.to_arrays)
+        return found
     if not recipe.HasField("budget"):
         return []
     budget = requests.read_budget(recipe.budget)
     per_kind = recipe.max_candidates or requests.DEFAULT_CANDIDATES
     return search(base, importance, budget, per_kind=per_kind)
+
+
+def _reachable(
+    recipe: student_pb2.ImportanceRecipe, base: Shape, importance: Importance
+) -> list[str]:
+    """Kinds of cut that reach the limit itself: nobody goes rounds towards what cannot be."""
+    whole = replace(requests.read_budget(recipe.budget), rounds=1)
+    return sorted({one.kind for one in search(base, importance, whole, per_kind=1)})
 
 
 def _report(
@@ -147,6 +193,8 @@ def _report(
     }
     if perplexities is not None:
         report["perplexity"] = float(perplexities[0])
+        scores = importance.layers.numpy(), perplexities[1:].numpy()
+        report["rank_correlation"] = rank_correlation(*scores)
         for layer, value in zip(layers, perplexities[1:], strict=True):
             layer["perplexity_without"] = float(value)
     return report
@@ -155,7 +203,7 @@ def _report(
 def _told(one: Candidate, base: Shape, importance: Importance) -> Card:
     """A candidate for people: its sizes, the layers it would keep, and rounds to reach it in."""
     share = one.shape.non_embedding_parameters / base.non_embedding_parameters
-    return {
+    told: Card = {
         "kind": one.kind,
         "shape": shape_card(one.shape),
         "kept_layers": sorted(importance.layer_order[: one.shape.layers]),
@@ -163,3 +211,6 @@ def _told(one: Candidate, base: Shape, importance: Importance) -> Card:
         "non_embedding_share": share,
         "rounds": hop_shares(share),
     }
+    if one.latency_ms is not None:
+        told["latency_ms"] = one.latency_ms
+    return told

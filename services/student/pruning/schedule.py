@@ -22,4 +22,10 @@ def hop_shares(target: float, *, largest_cut: float = LARGEST_CUT) -> list[float
             raise InvalidInput(f"{name}: must lie between 0 and 1", field=name)
     # A target that is a power of the ratio, but for rounding, takes no further round.
     rounds = max(1, math.ceil(math.log(target) / math.log(1 - largest_cut) - 1e-9))
+    return even_shares(target, rounds)
+
+
+def even_shares(target: float, rounds: int) -> list[float]:
+    """Shares of the original size after each of `rounds` rounds of equal ratio; `target`, the last,
+    lies between 0 and 1."""
     return [target ** (at / rounds) for at in range(1, rounds)] + [target]

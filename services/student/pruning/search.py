@@ -14,6 +14,7 @@ from typing import Literal
 
 from services.common.errors import InvalidInput
 from services.student.pruning.prior import Prior
+from services.student.pruning.schedule import even_shares
 from services.student.pruning.scores import Importance
 from services.student.pruning.shape import Shape
 
@@ -61,6 +62,10 @@ class Budget:
     max_bytes: int = 0
     """Bytes of the weights, at `bytes_per_parameter`."""
     bytes_per_parameter: int = 4
+    share_of: int = 0
+    """What `non_embedding_share` is a share of, for a model that is cut already; 0: its own."""
+    rounds: int = 1
+    """Rounds in which the limit is to be reached; a candidate goes an even step of the way."""
 
     def limit_of(self, base: Shape) -> Limit:
         """The budget as a number of parameters. Raises InvalidInput where it is none, or cuts
@@ -75,11 +80,20 @@ class Budget:
                 "budget: sizes must not be negative, a share lies between 0 and 1", field="budget"
             )
         if self.non_embedding_share:
-            inner = int(self.non_embedding_share * base.non_embedding_parameters)
+            inner = int(self.non_embedding_share * (self.share_of or base.non_embedding_parameters))
             return Limit("non_embedding_share", inner, embeddings=False)
         if self.max_parameters:
             return Limit("max_parameters", self.max_parameters, embeddings=True)
         return Limit("max_bytes", self.max_bytes // self.bytes_per_parameter, embeddings=True)
+
+    def step_of(self, base: Shape) -> Limit:
+        """The limit of this round, the first of `rounds`. Raises as `limit_of`."""
+        limit = self.limit_of(base)
+        whole = limit.size(base)
+        if self.rounds <= 1 or limit.parameters >= whole:
+            return limit
+        share = even_shares(limit.parameters / whole, self.rounds)[0]
+        return replace(limit, parameters=int(share * whole))
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Candidate:
     kind: Kind
     cost: float
     """The prior's guess: lower is likelier to lose less."""
-    seconds: float | None = None
+    latency_ms: float | None = None
     """What was measured, where the budget is one of time."""
 
 
@@ -121,11 +135,12 @@ def search(
 ) -> list[Candidate]:
     """At most `per_kind` candidates of each kind, by rising prior cost (`prior.py`).
 
-    Raises InvalidInput where even the smallest model of the grid is over the budget, and says its
-    size; or where the whole model is within it.
+    Raises InvalidInput where even the smallest model of the grid is over the budget, after all its
+    rounds, and says its size; or where the whole model is within it.
     """
-    grid, limit = grid or Grid(), budget.limit_of(base)
-    check_possible(base, limit, grid)
+    grid = grid or Grid()
+    check_possible(base, budget.limit_of(base), grid)
+    limit = budget.step_of(base)
     prior = Prior.of(importance, base)
     found: list[Candidate] = []
     for kind in KINDS:
@@ -169,8 +184,7 @@ def check_possible(base: Shape, limit: Limit, grid: Grid) -> None:
     if not limit.holds(least):
         raise InvalidInput(
             f"{field}: {limit.parameters:,} parameters are too few; the least possible is "
-            f"{limit.size(least):,} (1 layer, hidden size {least.hidden_size}, "
-            f"{least.intermediate_size} neurons, {least.attention_heads} heads)",
+            f"{limit.size(least):,} ({least.said})",
             field=field,
         )
     if limit.holds(base):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.common.errors import InvalidInput
 
@@ -16,7 +16,8 @@ _SIZES = (
     "head_dim",
     "vocab_size",
 )
-_SHRINKING = ("layers", "hidden_size", "intermediate_size", "attention_heads")
+CUT_SIZES = ("layers", "hidden_size", "intermediate_size", "attention_heads")
+"""The sizes that a cut may make smaller."""
 _FIXED = ("key_value_heads", "head_dim", "vocab_size", "tied")
 
 
@@ -46,6 +47,15 @@ class Shape:
             raise InvalidInput(text, field=wrong[0][0], violations=wrong)
 
     @property
+    def said(self) -> str:
+        """The sizes that a cut changes, for people."""
+        layers = "1 layer" if self.layers == 1 else f"{self.layers} layers"
+        return (
+            f"{layers}, hidden size {self.hidden_size}, {self.intermediate_size} neurons, "
+            f"{self.attention_heads} heads"
+        )
+
+    @property
     def queries_per_group(self) -> int:
         """Attention heads that share one key/value head."""
         return self.attention_heads // self.key_value_heads
@@ -67,11 +77,15 @@ class Shape:
         embeddings = (1 if self.tied else 2) * self.vocab_size * self.hidden_size
         return self.non_embedding_parameters + embeddings
 
+    def resized(self, **sizes: int) -> Shape:
+        """The shape with other sizes; which layers it keeps is open. Raises InvalidInput."""
+        return replace(replace(self, kept_layers=()), **sizes)  # type: ignore[arg-type]
+
     def check_within(self, base: Shape) -> None:
         """Raise InvalidInput, field by field, where `base` cannot be cut to this shape."""
         wrong = [
             (name, f"{getattr(self, name)} is more than the model's {getattr(base, name)}")
-            for name in _SHRINKING
+            for name in CUT_SIZES
             if getattr(self, name) > getattr(base, name)
         ]
         wrong += [
@@ -102,6 +116,12 @@ class Shape:
             yield "kept_layers", "must rise, from 0"
         elif kept and len(kept) != self.layers:
             yield "kept_layers", f"names {len(kept)} layers, layers says {self.layers}"
+
+
+def spread(layers: int, count: int) -> list[int]:
+    """`count` of so many layers at equal distances, the last included; all where it is more."""
+    some = min(count, layers)
+    return [-(-layers * at // some) - 1 for at in range(1, some + 1)]
 
 
 def _near(value: int, divisor: int) -> str:

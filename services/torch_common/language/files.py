@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.blobs import BlobStore
+from services.common.blobs import BlobStore, is_digest
 from services.common.catalogue import Catalogue, LanguageModel
 from services.common.errors import NotFound, Precondition
 from services.common.fetch import ensure
@@ -48,7 +48,10 @@ class ModelSource:
         return LanguageModelRecord.from_bytes(self.reference(project, model_id))
 
     def reference(self, project: str, model_id: str) -> bytes:
-        """The bytes that the project's model id points at now. Raises NotFound with near names."""
+        """The bytes that the project's model id points at now, or whose digest the id is. Raises
+        NotFound with near names."""
+        if is_digest(model_id):  # no name has so many letters
+            return self.blobs.get(project, model_id)
         try:
             return self.blobs.get_ref(project, f"models/{model_id}")
         except NotFound:

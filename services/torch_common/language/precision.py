@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import torch
@@ -41,6 +42,14 @@ def has_fast_bfloat16(cpu_info: str) -> bool:
     return "amx_bf16" in flags or (
         "avx512_bf16" in flags and _field(cpu_info, "vendor_id") == "AuthenticAMD"
     )
+
+
+def device_name(device: str) -> str:
+    """What a device is called by its maker, for reports of times measured on it."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    known = _field(_CPU_INFO.read_text(), "model name") if _CPU_INFO.exists() else ""
+    return known or platform.machine()
 
 
 def _field(cpu_info: str, name: str) -> str:
