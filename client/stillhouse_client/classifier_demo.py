@@ -24,6 +24,7 @@ from stillhouse_client.jobs import Spec
 ARCHITECTURE = "small-cnn"
 INPUT_PX = 32
 BATCH_IMAGES = 64
+LEARNING_RATE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ class ClassifierDemo:
             input_size=INPUT_PX,
             augmentation=items_pb2.Augmentation(policy="flip_crop", views=self._plan.views),
             training=student_pb2.ClassifierTraining(
-                max_steps=self._plan.steps, batch_images=BATCH_IMAGES
+                max_steps=self._plan.steps,
+                batch_images=BATCH_IMAGES,
+                learning_rate=LEARNING_RATE,
             ),
             controls=True,
             training_seeds=self._plan.seeds,
