@@ -24,7 +24,7 @@ export interface Look extends Plain {
 /** Symbols by what a candidate cuts; anything else is a circle. */
 export const SYMBOLS: Record<string, string> = { width: "circle", depth: "triangle", mixed: "diamond" };
 /** Symbols of the arms, in turn. */
-export const ARM_SYMBOLS = ["circle", "rect", "triangle", "diamond"];
+export const ARM_SYMBOLS = ["circle", "rect", "triangle", "diamond", "arrow"];
 
 interface Datum {
   value: [x: number, y: number];
