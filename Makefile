@@ -65,13 +65,13 @@ format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint web test-assets ## lint, the workbench, and every test but the slow ones, with coverage
+test: lint web test-assets ## lint, the workbench, and every test but the slow ones
+	$(BIN)/python scripts/web.py test
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --durations=15
+
+test-all: lint web test-assets ## every test but the browser's, with coverage
 	$(BIN)/python scripts/web.py test
 	rm -f .coverage .coverage.*
-	$(PYTEST) -n 2 --dist loadfile -m "not slow and not browser" --durations=15 --cov --cov-report=term:skip-covered
-
-test-all: lint web test-assets ## every test but the browser's
-	$(BIN)/python scripts/web.py test
 	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
 
 # Takes /usr/bin/chromium (Debian: apt-get install chromium) or what BROWSER_EXECUTABLE names; without
