@@ -25,6 +25,8 @@ ARCHITECTURE = "small-cnn"
 INPUT_PX = 32
 BATCH_IMAGES = 64
 LEARNING_RATE = 5e-3
+TEMPERATURE = 2.0
+"""A head on frozen features is unsure enough by itself."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class ClassifierDemo:
                 max_steps=self._plan.steps,
                 batch_images=BATCH_IMAGES,
                 learning_rate=LEARNING_RATE,
+                temperature=TEMPERATURE,
             ),
             controls=True,
             training_seeds=self._plan.seeds,
