@@ -60,6 +60,7 @@ def found_cuts() -> list[PruneCandidate]:
             prior_cost=cost,
             non_embedding_share=int(shape["non_embedding_parameters"]) / inner,
             rounds=[0.77, 0.6],
+            latency_ms=None,
         )
         for (kind, _, cost, _), shape in zip(_CUTS, shapes, strict=True)
     ]
@@ -81,8 +82,15 @@ def report_of_prune(spec: jobs.PruneJobSpec) -> dict[str, Any]:
             ranked.append(RankedCut(number=number, cross_entropy=loss, report=digest))
     return prune_report.make_report(
         spec,
-        PruneCuts(importance="i", report="r", candidates=found_cuts()),
+        PruneCuts(
+            model="",
+            importance="i",
+            report="r",
+            whole_parameters=int(shape_of({})["non_embedding_parameters"]),
+            candidates=found_cuts(),
+        ),
         PruneChoice(number=CHOSEN, ranked=ranked),
+        [],
         runs,
         reports=reports,
         importance={"shape": shape_of({}), "calibration": {"sequences": 1_024}},

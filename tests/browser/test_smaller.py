@@ -112,6 +112,21 @@ def test_sizes_are_bytes_or_parameters_too(desk: Desk) -> None:
     assert spec.correct_teacher
 
 
+def test_a_time_and_rounds_are_asked_for(desk: Desk) -> None:
+    bench, world = desk
+    form = make(bench, "notes", "A model is pruned")
+    form.get_by_label("Say the size as").select_option("latency")
+    form.get_by_label("At most, ms").fill("20.5")
+    form.get_by_text("More settings").click()
+    form.get_by_label("Rounds").fill("2")
+    expect(form.get_by_text("A time has no even steps")).to_be_visible()
+    form.get_by_label("Rounds").fill("1")
+    form.get_by_label("Hidden states to match").fill("4")
+    spec = sent(bench, world, form, "Prune the model").prune
+    assert (spec.max_latency_ms, spec.rounds) == (20.5, 0)
+    assert spec.training.intermediate_states == 4
+
+
 def test_a_classifier_is_made_smaller(desk: Desk) -> None:
     bench, world = desk
     form = make(bench, "pets", "A smaller classifier")

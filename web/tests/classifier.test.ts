@@ -4,7 +4,7 @@ import type { DistillationJob } from "../src/lib/api/types";
 import type { Model } from "../src/lib/setup/calls";
 import { ARCHITECTURES, begin, classifierSpec, learningProblem, networkProblem, type ClassifierForm } from "../src/lib/setup/classifier";
 import { TRAIN, firstTeacher, hasReport, jobTitle, kindOf, nameFits, specOf, stageTitle, stagesOf } from "../src/lib/setup/plan";
-import { facts, gains, tabulate, type Report } from "../src/lib/setup/report";
+import { facts, gains, roundsOf, tabulate, type Report } from "../src/lib/setup/report";
 
 const P = "projects/p";
 const FORM: ClassifierForm = begin({ teacher: "t", backbone: "b" });
@@ -107,6 +107,13 @@ describe("report", () => {
     expect(facts(pruned)).toEqual([
       ["Asked for at most", "60.0 % outside the embeddings"], ["Parameters", "92M"], ["Left outside the embeddings", "59.8 %"], ["Weights", "368 MB"],
     ]);
+    const timed = { asked: { max_latency_ms: 20 }, got: { latency_ms: 11.25 }, measured_on: { device_name: "abacus", threads: 2, precision: "float32", whole_model_ms: 20.5 } };
+    expect(facts({ kind: "prune", size: timed })).toEqual([
+      ["Asked for at most", "20.0 ms a pass"], ["A forward pass", "11.3 ms on abacus, float32, 2 threads"], ["The whole model’s", "20.5 ms"],
+    ]);
+    const rounds = [{ round: 1, non_embedding_share: 0.7, steps: 100, before: { cross_entropy: figure(5) }, after: { cross_entropy: figure(3) } }, { round: 2 }];
+    expect(roundsOf({ kind: "prune", rounds }).rows).toEqual([["1", "70.0 %", "100", "5.000 [4.950, 5.050]", "3.000 [2.950, 3.050]"], ["2", "–", "", "–", "–"]]);
+    expect(roundsOf({ kind: "tuneshift", rounds }).rows).toEqual([]);
     expect(facts({})).toEqual([]);
     expect(gains({}).rows).toEqual([]);
   });

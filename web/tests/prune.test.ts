@@ -24,23 +24,24 @@ describe("prune form", () => {
   it("says only what is not as usual", () => {
     expect(pruneSpec({ ...FORM, candidates: 1 }, "d")).toEqual({ dataset: "d", model: `${P}/models/big`, nonEmbeddingShare: 0.6, axes: "PRUNE_AXES_BOTH", training: {} });
     const all: PruneForm = {
-      ...FORM, size: "bytes", megabytes: 200, precision: "bfloat16", axes: "PRUNE_AXES_WIDTH", candidates: 4, rankingSteps: 20, calibration: 512, controls: true,
+      ...FORM, size: "bytes", megabytes: 200, precision: "bfloat16", axes: "PRUNE_AXES_WIDTH", candidates: 4, rankingSteps: 20, calibration: 512, rounds: 2, states: 3, controls: true,
       seeds: 3, correctTeacher: true, modelId: "m", evaluate: ["e"], verifier: "numeric", training: { ...FORM.training, steps: 400, seed: 7 },
     };
     expect(pruneSpec(all, "d")).toEqual({
       dataset: "d", model: `${P}/models/big`, maxBytes: "200000000", axes: "PRUNE_AXES_WIDTH", candidates: 4, rankingSteps: 20, calibrationSequences: 512,
-      controls: true, trainingSeeds: 3, correctTeacher: true, modelId: "m", evaluationDatasets: ["e"], verifier: { numeric: {} },
-      training: { maxSteps: 400, seed: "7", precision: "bfloat16" },
+      rounds: 2, controls: true, trainingSeeds: 3, correctTeacher: true, modelId: "m", evaluationDatasets: ["e"], verifier: { numeric: {} },
+      training: { maxSteps: 400, seed: "7", precision: "bfloat16", intermediateStates: 3 },
     });
     expect(pruneSpec({ ...FORM, size: "parameters", parameters: 60_001 }, "d")).toMatchObject({ maxParameters: "60001" });
+    expect(pruneSpec({ ...FORM, size: "latency", latencyMs: 20.5 }, "d")).toMatchObject({ maxLatencyMs: 20.5 });
     expect(pruneSpec({ ...FORM, candidates: 1, rankingSteps: 20 }, "d").rankingSteps).toBeUndefined();
   });
 
   it("comes back from a specification, with what it has no controls for", () => {
     const spec: PruneSpec = {
-      dataset: "d", model: `${P}/models/big`, modelId: "m", maxParameters: "60001", axes: "PRUNE_AXES_DEPTH", candidates: 2, rankingSteps: 4, calibrationSequences: 64,
+      dataset: "d", model: `${P}/models/big`, modelId: "m", maxParameters: "60001", axes: "PRUNE_AXES_DEPTH", rounds: 3, candidates: 2, rankingSteps: 4, calibrationSequences: 64,
       trainingSeeds: 2, correctTeacher: true, evaluationDatasets: ["e"], bytesPerToken: 20, sampling: { maxTokens: 9 }, verifier: { numeric: { tolerance: 0.1 } },
-      training: { lora: { rank: 8, alpha: 3 }, maxSteps: 40, batchSequences: 4, learningRate: 0.001, sequenceLength: 64, seed: "3", temperature: 2, precision: "float32" },
+      training: { lora: { rank: 8, alpha: 3 }, maxSteps: 40, batchSequences: 4, learningRate: 0.001, sequenceLength: 64, seed: "3", temperature: 2, intermediateStates: 2, precision: "float32" },
     } as PruneSpec;
     expect(pruneSpec(formOf(spec), "d")).toEqual(spec);
     const changed = formOf(spec);
@@ -48,6 +49,7 @@ describe("prune form", () => {
     expect(pruneSpec({ ...changed, training: { ...changed.training, adapter: false } }, "d").training?.lora).toBeUndefined();
     expect(formOf({ dataset: "d", model: "m", nonEmbeddingShare: 0.333 })).toMatchObject({ size: "share", percent: 33.3, candidates: 1, seeds: 1 });
     expect(formOf({ dataset: "d", model: "m", maxBytes: "5000000" })).toMatchObject({ size: "bytes", megabytes: 5 });
+    expect(formOf({ dataset: "d", model: "m", maxLatencyMs: 7.5 })).toMatchObject({ size: "latency", latencyMs: 7.5 });
     const failed = { prune: spec } as DistillationJob;
     expect(specOf(failed)).toEqual({ prune: spec });
   });
@@ -57,6 +59,7 @@ describe("prune form", () => {
     expect(sizeText({ ...FORM, percent: 50, precision: "bfloat16" }, model({ parameterCount: "50000000" }))).toBe("At most about 39.2M of its 50M parameters, 78 MB in bfloat16.");
     expect(sizeText({ ...FORM, size: "parameters", parameters: 67_257_504 }, model())).toBe("50 % of its 135M parameters, 269 MB in float32.");
     expect(sizeText({ ...FORM, size: "bytes", megabytes: 200 }, undefined)).toBe("At most 50M parameters.");
+    expect(sizeText({ ...FORM, size: "latency", latencyMs: 20 }, model())).toMatch(/128 tokens/);
     expect(sizeText(FORM, undefined)).toBe("");
     expect(sizeText(FORM, model({ hiddenSize: 0 }))).toBe("");
   });
@@ -69,7 +72,13 @@ describe("prune form", () => {
     expect(sizeProblem({ ...FORM, size: "parameters", parameters: 134_515_008 }, model())).toMatch(/nothing would be cut/);
     expect(sizeProblem({ ...FORM, size: "bytes", megabytes: 300, precision: "bfloat16" }, model())).toMatch(/nothing would be cut/);
     expect(sizeProblem({ ...FORM, size: "bytes", megabytes: 300 }, model())).toBe("");
+    expect(sizeProblem({ ...FORM, size: "latency" }, model())).toMatch(/milliseconds/);
+    expect(sizeProblem({ ...FORM, size: "latency", latencyMs: 9 }, model())).toBe("");
     expect(trainingProblem(FORM)).toBe("");
+    expect(trainingProblem({ ...FORM, size: "latency", rounds: 2 })).toMatch(/no even steps/);
+    expect(trainingProblem({ ...FORM, states: 2, rounds: 2 })).toMatch(/match none/);
+    expect(trainingProblem({ ...FORM, states: 2 })).toBe("");
+    expect(trainingProblem({ ...FORM, rounds: 3, training: { ...FORM.training, steps: 2 } })).toMatch(/3 rounds share/);
     const adapter = { ...FORM.training, adapter: true };
     expect(trainingProblem({ ...FORM, training: adapter })).toBe("");
     for (const more of [{ controls: true }, { correctTeacher: true }]) expect(trainingProblem({ ...FORM, ...more, training: adapter })).toMatch(/leave out the adapter/);
@@ -87,6 +96,8 @@ describe("prune job", () => {
     expect(jobTitle(job({}))).toBe("Pruned big for notes");
     expect(stageTitle("ingest", "prune")).toBe("Read the texts");
     expect(stageTitle("fit", "prune")).toBe("Train the model");
+    expect(stageTitle("rounds", "prune")).toBe("Train the rounds before the last");
+    expect(stageTitle("rounds", "tuneshift")).toBe("Make and filter samples");
     expect(stageTitle("importance", "prune")).toBe("Measure what matters");
     expect(hasReport(job({}))).toBe(false);
     expect(hasReport({ ...job({}), report: { digest: "ab", sizeBytes: "1" } })).toBe(true);
@@ -95,8 +106,8 @@ describe("prune job", () => {
   it("has stages of its own, in their order", () => {
     const begun = ["ingest", "check", "estimate"];
     expect(stagesOf(job({}))).toEqual([...begun, "importance", "targets", "fit", "publish"]);
-    const all = job({ candidates: 3, correctTeacher: true });
-    expect(stagesOf(all)).toEqual([...begun, "correct", "importance", "targets", "rank", "fit", "publish"]);
+    const all = job({ candidates: 3, correctTeacher: true, rounds: 2 });
+    expect(stagesOf(all)).toEqual([...begun, "correct", "importance", "targets", "rounds", "rank", "fit", "publish"]);
     expect(stagesOf(job({ candidates: 3 }, [stage("fit")]))).not.toContain("rank"); // one candidate alone was found
     expect(stagesOf(job({ candidates: 3 }, [stage("fit"), stage("rank")]))).toEqual(["ingest", "check", "estimate", "importance", "targets", "rank", "fit", "publish"]);
   });

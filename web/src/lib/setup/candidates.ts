@@ -19,6 +19,8 @@ export interface Candidate {
   priorCost: number;
   /** Held-out cross-entropy after its short training, in nats a token; NaN where it had none. */
   loss: number;
+  /** Of a forward pass, where the size is a time; else NaN. */
+  latencyMs: number;
   chosen: boolean;
 }
 
@@ -67,6 +69,7 @@ export function candidatesOf(report: Report): Candidate[] {
         share: numberOf(one.non_embedding_share),
         priorCost: numberOf(one.prior_cost),
         loss: numberOf(one.cross_entropy),
+        latencyMs: numberOf(one.latency_ms),
         chosen: one.chosen === true,
       };
     })

@@ -162,6 +162,7 @@ const STAGES: Record<string, string> = {
 export function stageTitle(stage: string, kind: Kind): string {
   if (stage === "fit") return LANGUAGE.includes(kind) || kind === "classifier" ? "Train the model" : kind === "concept" ? "Fit the student" : "Fit the teacher";
   if (stage === "ingest" && LANGUAGE.includes(kind)) return "Read the texts";
+  if (stage === "rounds" && kind === "prune") return "Train the rounds before the last";
   return STAGES[stage] ?? stage.replaceAll("_", " ");
 }
 
@@ -186,7 +187,7 @@ function expected(job: DistillationJob): string[] {
     case "teacherHead":
       return ["ingest", "check", "features", "fit", "publish"];
     case "prune":
-      return ["ingest", "check", "estimate", ...(job.prune?.correctTeacher ? ["correct"] : []), "importance", "targets", ...(ranks(job) ? ["rank"] : []), "fit", "publish"];
+      return ["ingest", "check", "estimate", ...(job.prune?.correctTeacher ? ["correct"] : []), "importance", "targets", ...((job.prune?.rounds ?? 0) > 1 ? ["rounds"] : []), ...(ranks(job) ? ["rank"] : []), "fit", "publish"];
     case "tuneshift":
       return ["ingest", "check", "estimate", "rounds", ...(job.tuneshift?.review ? ["review"] : []), "fit", "publish"];
     case "language":

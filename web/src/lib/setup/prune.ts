@@ -12,6 +12,7 @@ export const SIZES = {
   share: "Share outside the embeddings",
   parameters: "Number of parameters",
   bytes: "Size of the weights",
+  latency: "Time of a forward pass",
 } as const;
 export type Size = keyof typeof SIZES;
 
@@ -30,18 +31,22 @@ const CANDIDATES = 3;
 const MOST_CANDIDATES = 32;
 const MILLION = 1e6;
 
-/** What somebody has filled in; of `percent`, `parameters` and `megabytes` the one that `size` names counts. */
+/** What somebody has filled in; of `percent`, `parameters`, `megabytes` and `latencyMs` the one that `size` names counts. */
 export interface PruneForm {
   model: string;
   size: Size;
   percent: number;
   parameters: number;
   megabytes: number;
+  latencyMs: number;
   precision: Precision;
   axes: Axes;
+  rounds: number;
   candidates: number;
   rankingSteps: number;
   calibration: number;
+  /** Layers after which hidden states are drawn to the whole model's. */
+  states: number;
   controls: boolean;
   seeds: number;
   correctTeacher: boolean;
@@ -69,8 +74,9 @@ export function prunable(models: readonly Model[]): Model[] {
 /** Returns the form as it begins. Candidates are ranked on held-out texts, so there must be some. */
 export function begin(dataset: Dataset, models: readonly Model[]): PruneForm {
   return {
-    model: models[0]?.name ?? "", size: "share", percent: PERCENT, parameters: 0, megabytes: 0, precision: "", axes: "PRUNE_AXES_BOTH",
-    candidates: dataset.splitCounts.test ? CANDIDATES : 1, rankingSteps: 0, calibration: 0, controls: false, seeds: 1, correctTeacher: false, modelId: "",
+    model: models[0]?.name ?? "", size: "share", percent: PERCENT, parameters: 0, megabytes: 0, latencyMs: 0, precision: "",
+    axes: "PRUNE_AXES_BOTH", rounds: 1, candidates: dataset.splitCounts.test ? CANDIDATES : 1, rankingSteps: 0, calibration: 0, states: 0, controls: false, seeds: 1,
+    correctTeacher: false, modelId: "",
     evaluate: [], verifier: "", pattern: "", training: { ...TRAINING, adapter: false }, kept: {},
   };
 }
@@ -84,7 +90,12 @@ export function pruneSpec(form: PruneForm, dataset: string): PruneSpec {
     model: form.model,
     ...sizeOf(form),
     axes: form.axes,
-    training: withKept(training, { ...trainingOf(form.training), ...(form.precision ? { precision: form.precision } : {}) }),
+    training: withKept(training, {
+      ...trainingOf(form.training),
+      ...(form.precision ? { precision: form.precision } : {}),
+      ...(form.states ? { intermediateStates: form.states } : {}),
+    }),
+    ...(form.rounds > 1 ? { rounds: form.rounds } : {}),
     ...(form.candidates > 1 ? { candidates: form.candidates } : {}),
     ...(form.candidates > 1 && form.rankingSteps ? { rankingSteps: form.rankingSteps } : {}),
     ...(form.calibration ? { calibrationSequences: form.calibration } : {}),
@@ -99,20 +110,23 @@ export function pruneSpec(form: PruneForm, dataset: string): PruneSpec {
 
 /** Returns the form that means a job's specification. */
 export function formOf(spec: PruneSpec): PruneForm {
-  const { lora, maxSteps, epochs, batchSequences, learningRate, sequenceLength, seed, precision, ...rest } = spec.training ?? {};
+  const { lora, maxSteps, epochs, batchSequences, learningRate, sequenceLength, seed, precision, intermediateStates, ...rest } = spec.training ?? {};
   const { rank, ...adapter } = lora ?? {};
   const verifier = (Object.keys(VERIFIERS) as VerifierKind[]).find((kind) => kind && spec.verifier?.[kind]) ?? "";
   return {
     model: spec.model,
-    size: spec.maxParameters ? "parameters" : spec.maxBytes ? "bytes" : "share",
+    size: spec.maxParameters ? "parameters" : spec.maxBytes ? "bytes" : spec.maxLatencyMs ? "latency" : "share",
     percent: spec.nonEmbeddingShare ? Number((100 * spec.nonEmbeddingShare).toFixed(6)) : PERCENT,
     parameters: Number(spec.maxParameters ?? 0),
     megabytes: Number(spec.maxBytes ?? 0) / MILLION,
+    latencyMs: spec.maxLatencyMs ?? 0,
     precision: (precision ?? "") as Precision,
     axes: spec.axes && spec.axes in AXES ? (spec.axes as Axes) : "PRUNE_AXES_BOTH",
+    rounds: spec.rounds || 1,
     candidates: spec.candidates || 1,
     rankingSteps: spec.rankingSteps ?? 0,
     calibration: spec.calibrationSequences ?? 0,
+    states: intermediateStates ?? 0,
     controls: spec.controls ?? false,
     seeds: spec.trainingSeeds || 1,
     correctTeacher: spec.correctTeacher ?? false,
@@ -150,6 +164,7 @@ export const modelIdOf = (spec: Pick<PruneSpec, "model" | "modelId">): string =>
 /** Returns what a size means for a model in people's words; empty where the model does not say how large it is. */
 export function sizeText(form: PruneForm, model: Model | undefined): string {
   const all = parametersOf(model);
+  if (form.size === "latency") return "Over one sequence of 128 tokens, as the student service measures it where it trains.";
   if (form.size === "bytes") return `At most ${compact(Math.floor((form.megabytes * MILLION) / bytesEach(form)))} parameters${all ? ` of its ${compact(all)}` : ""}.`;
   if (!all) return "";
   if (form.size === "parameters") return `${percent(form.parameters / all)} of its ${compact(all)} parameters, ${weigh(form, form.parameters)}.`;
@@ -165,6 +180,7 @@ export function sizeText(form: PruneForm, model: Model | undefined): string {
 export function sizeProblem(form: PruneForm, model: Model | undefined): string {
   const all = parametersOf(model);
   if (form.size === "share") return form.percent > 0 && form.percent < 100 ? "" : "Write a share between 0 and 100 %.";
+  if (form.size === "latency") return form.latencyMs > 0 ? "" : "Write how many milliseconds a pass may take.";
   const most = form.size === "parameters" ? form.parameters : Math.floor((form.megabytes * MILLION) / bytesEach(form));
   if (!(most >= 1)) return form.size === "parameters" ? "Write how many parameters it may have." : "Write how large its weights may be.";
   return all && most >= all ? `The model has ${compact(all)} parameters, so nothing would be cut.` : "";
@@ -176,11 +192,15 @@ export function trainingProblem(form: PruneForm): string {
     return "Random weights have nothing to adapt, and a corrected teacher stays whole: leave out the adapter, or comparisons and correction.";
   }
   if (!(form.candidates >= 1 && form.candidates <= MOST_CANDIDATES)) return `Try 1 to ${MOST_CANDIDATES} candidates.`;
+  if (form.rounds > 1 && form.size === "latency") return "A time has no even steps: take 1 round, or say the size otherwise.";
+  if (form.rounds > 1 && form.states) return "A later round starts from a cut, which has no hidden states of the whole model: take 1 round, or match none.";
+  if (form.training.steps && form.training.steps < form.rounds) return `${form.rounds} rounds share the steps: give each at least 1.`;
   return form.calibration === 1 ? "Importance is measured on 2 sequences or more." : "";
 }
 
-function sizeOf(form: PruneForm): Pick<PruneSpec, "nonEmbeddingShare" | "maxParameters" | "maxBytes"> {
+function sizeOf(form: PruneForm): Pick<PruneSpec, "nonEmbeddingShare" | "maxParameters" | "maxBytes" | "maxLatencyMs"> {
   if (form.size === "share") return { nonEmbeddingShare: form.percent / 100 };
+  if (form.size === "latency") return { maxLatencyMs: form.latencyMs };
   if (form.size === "parameters") return { maxParameters: String(Math.round(form.parameters)) };
   return { maxBytes: String(Math.round(form.megabytes * MILLION)) };
 }

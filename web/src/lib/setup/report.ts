@@ -19,7 +19,17 @@ export interface Cut {
   prior_cost?: number;
   non_embedding_share?: number;
   cross_entropy?: number | null;
+  latency_ms?: number | null;
   chosen?: boolean;
+}
+
+/** A round of a prune job that cuts in several. */
+interface Round {
+  round?: number;
+  non_embedding_share?: number;
+  steps?: number;
+  before?: Figures;
+  after?: Figures;
 }
 
 export interface Report {
@@ -30,7 +40,8 @@ export interface Report {
   arms?: { arm: string; examples?: number; metrics?: Figures }[];
   references?: Record<string, Figures>;
   /** Of a prune job: what was asked for and made, what else could be, its own arm minus each control. */
-  size?: { asked?: Record<string, number>; got?: Record<string, number>; parameters?: number; weights_bytes?: number; onnx_bytes?: number | null };
+  size?: { asked?: Record<string, number>; got?: Record<string, number>; parameters?: number; weights_bytes?: number; onnx_bytes?: number | null; measured_on?: { device_name?: string; threads?: number; precision?: string; whole_model_ms?: number | null } };
+  rounds?: Round[];
   candidates?: Cut[];
   paired?: Record<string, Figures>;
   /** Of a classifier job: figures by who, and its own arm minus labels alone. */
@@ -68,7 +79,7 @@ const METRICS: Record<string, string> = {
 const BY_WHO = ["accuracy", "expected_calibration_error", "agreement", "negative_log_likelihood"] as const;
 const ARMS: Record<string, string> = {
   tuneshift: "these samples", no_filter: "no filter", random_filter: "random filter", seeds_only: "seeds only", style: "samples of the style model",
-  prune: "the cut, distilled", no_distillation: "the cut without distillation", random_cut: "random cut", random_weights: "random weights",
+  prune: "the cut, distilled", one_round: "the same size cut at once", no_distillation: "the cut without distillation", random_cut: "random cut", random_weights: "random weights",
   teacher: "the teacher", soft_hard: "teacher and labels", alone: "labels alone", soft: "teacher alone",
 };
 const REFERENCES: Record<string, string> = { full: "the whole model", uncorrected: "the whole model before its correction" };
@@ -76,6 +87,7 @@ const ASKED: Record<string, (value: number) => string> = {
   non_embedding_share: (share) => `${percent(share)} outside the embeddings`,
   max_parameters: (count) => `${whole(count)} parameters`,
   max_bytes: bytes,
+  max_latency_ms: (ms) => `${ms.toPrecision(3)} ms a pass`,
 };
 
 /** Returns a job's figures: of a language job before and after, of others by what was trained on or learned from. */
@@ -93,6 +105,17 @@ export function gains(report: Report): Table {
   return {
     columns: [report.kind === "classifier" ? "Teacher and labels minus" : "Distilled cut minus", ...metrics.map(metricTitle)],
     rows: beyond.map(([arm, figures]) => [armTitle(arm), ...metrics.map((metric) => figureText(figures[metric]))]),
+  };
+}
+
+/** Returns what each round of a prune job left and learned; no rows where there was one alone. */
+export function roundsOf(report: Report): Table {
+  const rounds = report.kind === "prune" ? (report.rounds ?? []) : [];
+  return {
+    columns: ["Round", "Left", "Steps", "Cross-entropy before", "after"],
+    rows: rounds.map((one, at) => [
+      String(one.round ?? at + 1), percent(one.non_embedding_share), whole(one.steps), figureText(one.before?.cross_entropy), figureText(one.after?.cross_entropy),
+    ]),
   };
 }
 
@@ -137,12 +160,15 @@ function byWho(report: Report): Table {
 
 function ofCut({ size }: Report): [string, string][] {
   const asked = Object.entries(size?.asked ?? {}).flatMap(([field, value]) => ASKED[field]?.(value) ?? []);
-  const { parameters, non_embedding_share: share, bytes: weight } = size?.got ?? {};
+  const { parameters, non_embedding_share: share, bytes: weight, latency_ms: ms } = size?.got ?? {};
+  const on = size?.measured_on;
   return [
     ["Asked for at most", asked.join(", ")],
     ["Parameters", whole(parameters)],
     ["Left outside the embeddings", typeof share === "number" ? percent(share) : ""],
     ["Weights", weight ? bytes(weight) : ""],
+    ["A forward pass", milliseconds(ms, on?.device_name ? ` on ${on.device_name}, ${on.precision}, ${on.threads} threads` : "")],
+    ["The whole model’s", milliseconds(on?.whole_model_ms, "")],
   ];
 }
 
