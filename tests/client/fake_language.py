@@ -221,9 +221,10 @@ class Watched:
                 yield jobs.WatchDistillationJobResponse(
                     resume_token=str(at), job=self.job(at), metrics=points, metrics_step=at
                 )
-            if self.world.interrupts:
+            while self.world.interrupts:
+                # Python may miss to wake for a signal that comes just as its loop goes to sleep.
                 os.kill(os.getpid(), signal.SIGINT)
-                await asyncio.sleep(30)
+                await asyncio.sleep(5)
 
 
 class Models(models_pb2_grpc.ModelServiceServicer):
