@@ -18,14 +18,15 @@ def restart(running: Suite, service: str) -> None:
 
 def in_stage(
     running: Suite, name: str, stage: str, *, steps: int = 0, timeout_s: float = 300
-) -> None:
-    """Wait until a job has begun a stage, and done some of its steps (or is past it)."""
+) -> bool:
+    """Wait until a job has begun a stage, and done some of its steps; return whether it is still in
+    it, and not past it."""
     until_s = time.monotonic() + timeout_s
     while time.monotonic() < until_s:
         job = running.job(name)
         for one in job.stages:
             if one.stage == stage and (one.complete or one.done >= steps):
-                return
+                return not one.complete
         assert job.state in (jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING), job
         time.sleep(0.01)
     raise RuntimeError(f"{name} did not reach {stage}: {running.job(name)}")
