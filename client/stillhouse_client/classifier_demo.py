@@ -26,7 +26,6 @@ INPUT_PX = 32
 BATCH_IMAGES = 64
 LEARNING_RATE = 5e-3
 TEMPERATURE = 2.0
-"""A head on frozen features is unsure enough by itself."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from safetensors.torch import load
 from stillhouse.student.v1 import student_pb2
 
 from services.common.augmentation import Augmentation
-from services.common.blobs import BlobStore
 from services.common.classifier_records import ClassifierRecord
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.images import decode
@@ -24,23 +23,7 @@ from services.torch_common.classifiers import build_classifier
 from services.torch_common.preprocess import Preprocessing
 from tests.student import classifier_suite as suite
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("classifier")
-
-
-@pytest.fixture(scope="module")
-def blobs(home):
-    return BlobStore(str(home / "blobs"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import torch
 from stillhouse.common.v1 import items_pb2, language_pb2
 from stillhouse.student.v1 import student_pb2
 
-from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.model_records import LanguageModelRecord
@@ -29,25 +28,10 @@ from services.torch_common.language.files import ModelSource
 from services.torch_common.language.loading import load_language_model
 from tests.student import language_suite as suite
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("language")
-
-
-@pytest.fixture(scope="module")
-def blobs(home):
-    return BlobStore(str(home / "blobs"))
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

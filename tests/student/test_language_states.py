@@ -35,15 +35,9 @@ from services.student.rundir import RunDir
 from tests.student import language_suite as suite
 from tests.student import pruning_suite
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = LossOptions("forward_kl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def value(scalar: torch.Tensor) -> float:
@@ -219,16 +213,6 @@ def test_the_loss_of_a_step_is_twice_what_can_be_learned():
         floor = float(entropy(batch.targets)) if kind == "sampled" else 0.0
         found = guided_loss(model, batch, guide, OPTIONS, kind, dtype=torch.float32)
         assert value(found) == pytest.approx(2 * value(plain) - floor, rel=1e-4)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("states")
-
-
-@pytest.fixture(scope="module")
-def blobs(home):
-    return BlobStore(str(home / "blobs"))
 
 
 @pytest.fixture(scope="module")

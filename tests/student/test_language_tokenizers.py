@@ -11,7 +11,6 @@ import torch
 from stillhouse.common.v1 import items_pb2, language_pb2
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput, Precondition
 from services.common.targets import TargetShard
 from services.common.texts import TextRecord
@@ -93,11 +92,6 @@ def home(tmp_path_factory):
     suite.make_catalogue(folder)
     yield folder
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def blobs(home):
-    return BlobStore(str(home / "blobs"))
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from services.student.pruning.importance import measure_importance
 from services.student.pruning.shape import Shape
 from tests.student import pruning_suite as suite
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 AXES = {
     "none": {},
     "layers": {"layers": 2},
@@ -28,14 +30,6 @@ AXES = {
     "heads": {"attention_heads": 2},
     "all": {"layers": 1, "hidden_size": 12, "intermediate_size": 9, "attention_heads": 2},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied", "one-group", "no-groups"])

@@ -19,13 +19,7 @@ from services.student.pruning.importance import measure_importance
 from services.student.pruning.scores import Importance
 from tests.student import pruning_suite as suite
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from stillhouse.student.v1 import student_pb2
 
-from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
 from services.student.pruning.cut import with_random_weights
 from services.student.pruning.shape import CUT_SIZES
@@ -19,26 +18,10 @@ from services.student.rundir import RunDir
 from tests.student import language_suite as suite
 from tests.student import pruning_suite
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = 16
 """So many that one alone is several times as fast, whatever else the machine does."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("latency")
-
-
-@pytest.fixture(scope="module")
-def blobs(home):
-    return BlobStore(str(home / "blobs"))
 
 
 @pytest.fixture(scope="module")
