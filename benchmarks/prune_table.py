@@ -6,12 +6,13 @@ cut without distillation (`pruned_ce`), a random cut (`random_pruned_kd`) and ra
 shape (`scratch`); two more jobs cut width alone and depth alone. Where the first job chose such a
 cut itself, its figures stand for it. All are held-out cross-entropies in nats a token, with 95 %
 intervals over training seeds and sequences; `paired` is `pruned_kd` minus a control by seed and
-sequence. `beats` says whether all of that interval is below zero, `not_worse` whether the interval
-of `pruned_kd` begins below the end of the better one of width and depth.
+sequence. All jobs cut and learn from one teacher, which the first job corrects. `beats` says
+whether all of that interval is below zero, `not_worse` whether the interval of `pruned_kd` begins
+below the end of the better one of width and depth.
 
 An interrupted run goes on from its data folder. The last line is one JSON object.
 
-    python -m benchmarks.prune_table [--shares 0.7 0.5] [--seeds 3] [--steps 50] [--data-dir DIR]
+    python -m benchmarks.prune_table [--shares 0.7 0.5] [--seeds 2] [--steps 50] [--data-dir DIR]
 """
 
 from __future__ import annotations
@@ -40,22 +41,26 @@ AXES = ("width", "depth")
 
 async def measure(data_dir: Path, plans: Sequence[PrunePlan]) -> list[Summary]:
     """Run the jobs of every plan; return what each share came to."""
+    first, *others = plans
+    teacher = f"{first.model}-teacher"  # corrected once, by the first job
     config = make_config(data_dir, 0, "", "")
     config = replace(config, services=("teacher", "student", "gateway"))
     async with (
         gateway(config) as address,
         AsyncClient(address, project=DEFAULT_PROJECT) as client,
     ):
-        return [await of_share(client, plan) for plan in plans]
+        same = [first, *(replace(plan, teacher=teacher) for plan in others)]
+        return [await of_share(client, plan, teacher) for plan in same]
 
 
-async def of_share(client: AsyncClient, plan: PrunePlan) -> Summary:
+async def of_share(client: AsyncClient, plan: PrunePlan, teacher: str) -> Summary:
     """The figures of one share: of its job with controls, and of width and depth alone."""
     own = await told(client, plan)
     one_axis = {own["cut"]["kind"]: own}
     for axes in AXES:
         if axes not in one_axis:
-            one_axis[axes] = await told(client, replace(plan, axes=axes, controls=False))
+            alone = replace(plan, axes=axes, controls=False, teacher=teacher)
+            one_axis[axes] = await told(client, alone)
     losses = own["ce"] | {axes: one_axis[axes]["ce"]["pruned_kd"] for axes in AXES}
     better = min(AXES, key=lambda axes: float(losses[axes]["value"]))
     return {
@@ -111,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    plan = PrunePlan(seeds=3)
+    plan = PrunePlan(texts=160)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5])
     parser.add_argument("--seeds", type=int, default=plan.seeds)
     parser.add_argument("--steps", type=int, default=plan.steps)

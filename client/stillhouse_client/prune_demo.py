@@ -55,6 +55,9 @@ class PrunePlan:
     """Of every arm, of 4 sequences of 128 tokens."""
     candidates: int = 3
     """Cuts that are trained shortly, to choose one."""
+    teacher: str = ""
+    """A model that an earlier job has corrected, to be cut as it is; empty means that this job
+    corrects the plain one."""
     controls: bool = True
     """Whether the arms that the cut is compared with are trained, too."""
     tag: str = ""
@@ -72,7 +75,7 @@ class PrunePlan:
 
     @property
     def model(self) -> str:
-        """Name of the cut model."""
+        """Name of the cut model; its corrected teacher's ends in `-teacher`."""
         parts = (f"{self.share * 100:.0f}", self.axes, str(self.steps), str(self.seeds))
         return _name("cut", *parts, self.tag)
 
@@ -117,16 +120,18 @@ class PruneDemo:
     async def _prune(self, dataset: str) -> jobs_pb2.DistillationJob:
         plan = self._plan
         beside = ", beside its controls" if plan.controls else ""
-        self._say(f"prune: {MODEL} to {plan.share:.0%}{_by(plan.axes)}, retrained{beside}")
+        self._say(
+            f"prune: {plan.teacher or MODEL} to {plan.share:.0%}{_by(plan.axes)}, retrained{beside}"
+        )
         spec = jobs_pb2.PruneJobSpec(
             dataset=dataset,
-            model=f"projects/{self._client.project}/models/{MODEL}",
+            model=f"projects/{self._client.project}/models/{plan.teacher or MODEL}",
             model_id=plan.model,
             non_embedding_share=plan.share,
             axes=AXES[plan.axes],
             candidates=plan.candidates,
             calibration_sequences=CALIBRATION_SEQUENCES,
-            correct_teacher=True,
+            correct_teacher=not plan.teacher,
             training=language_pb2.LanguageTraining(
                 max_steps=plan.steps,
                 batch_sequences=BATCH_SEQUENCES,

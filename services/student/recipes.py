@@ -11,11 +11,18 @@ from stillhouse.student.v1 import student_pb2
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
 from services.common.tensors import Array
+from services.student.ranks import ALONE, Ranks
 from services.student.rundir import Writer
 
 Arrays = dict[str, Array]
 KINDS = ("concept", "linear_head", "language", "importance", "classifier")
 """The kinds of recipe, as the contract names them."""
+
+
+def shares_work(request: student_pb2.TrainRequest) -> bool:
+    """Whether several processes can train what the request asks for."""
+    kind = request.WhichOneof("recipe")
+    return kind == "classifier" or (kind == "language" and not request.language.evaluate_only)
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,16 @@ class Training:
     writer: Writer
     ring: Callable[[], None]
     surroundings: Surroundings = field(default_factory=Surroundings)
+    ranks: Ranks = ALONE
 
     def progress(
         self, stage: str, done: int, total: int, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Tell how far the run is. Raises Fenced where another worker has taken over."""
-        self.writer.progress(stage, done, total, metrics)
-        self.ring()
+        """Tell how far the run is, on the first rank. Raises Fenced where another worker has taken
+        over."""
+        if self.ranks.first:
+            self.writer.progress(stage, done, total, metrics)
+            self.ring()
 
     def phase(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """The arrays of a phase: from the checkpoint where a worker has finished it, else computed.

@@ -5,6 +5,7 @@
                             events.jsonl    one progress event per line, numbered from 1
                             checkpoint/     finished phases: a safetensors file or a folder each
                             outcome.pb      the last event: result or error
+                            meeting.N       where the ranks of epoch N found one another
 
 A worker writes under the fence: it takes the file lock, compares its epoch, writes. So a worker
 that was thought dead can never write after its successor has started.
@@ -28,6 +29,7 @@ from stillhouse.student.v1 import student_pb2
 from services.common.errors import Internal, InvalidInput, Precondition
 from services.common.names import check_id
 from services.common.tensors import Array, pack_arrays, unpack_arrays
+from services.student.ranks import ALONE, Ranks
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _PHASE = re.compile(r"[a-z0-9_-]{1,64}")
@@ -114,6 +116,13 @@ class RunDir:
                 os.truncate(events, self.events()[1])
         return Writer(self, epoch)
 
+    def meeting(self, epoch: int) -> Path:
+        """The file at which an epoch's ranks meet; those of epochs before it are removed."""
+        for path in self.path.glob("meeting.*"):
+            if path.suffix != f".{epoch}":
+                path.unlink(missing_ok=True)
+        return self.path / f"meeting.{epoch}"
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run's file lock; it goes with the process, however that ends."""
@@ -168,25 +177,38 @@ class Writer:
         except (FileNotFoundError, InvalidInput):
             return None
 
-    def save_folder(self, phase: str, number: int, fill: Callable[[Path], object]) -> None:
-        """Keep the files that `fill` writes into an empty folder as state `number` of a phase.
+    def save_folder(
+        self, phase: str, number: int, fill: Callable[[Path], object], ranks: Ranks = ALONE
+    ) -> None:
+        """Keep the files that `fill` writes into an empty folder as state `number` of a phase; all
+        of `ranks` fill it.
 
         The folder appears whole or not at all; then lower states of the phase are dropped.
         """
         parent, name = self._phase(phase).parent, f"{phase}.{number:010d}"
         partial = parent / f".{name}.{self.epoch}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        ranks.wait()
         try:
             fill(partial)
-            for path in [*partial.iterdir(), partial]:
-                _sync(path)
+            ranks.wait()
+            if ranks.first:
+                for path in [*partial.iterdir(), partial]:
+                    _sync(path)
         except Exception:  # a full disk, say: leave it no fuller
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        if ranks.first:
+            self._publish(phase, partial, parent / name)
+
+    def _publish(self, phase: str, partial: Path, path: Path) -> None:
+        """Give a filled folder its name, and drop what came before it."""
+        parent = path.parent
         with self._fence():
-            shutil.rmtree(parent / name, ignore_errors=True)
-            os.replace(partial, parent / name)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
             _sync(parent)
             for path in [*self._folders(phase)[:-1], *parent.glob(f".{phase}.*")]:
                 shutil.rmtree(path, ignore_errors=True)

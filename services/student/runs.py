@@ -1,4 +1,5 @@
-"""Supervises training runs: one child process each, restarted once when a signal kills it.
+"""Supervises training runs: child processes, one or several a run, restarted once when a signal
+kills one.
 
 A run belongs to its folder, not to a call: leaving the stream does not stop it, and after a crash
 of the worker or of this service the next Train with its run id resumes it from its checkpoint.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 from google.rpc import code_pb2, status_pb2
@@ -17,11 +19,11 @@ from stillhouse.student.v1 import student_pb2
 from services.common import logs
 from services.common.errors import Cancelled, Internal, Overloaded, PeerUnavailable
 from services.student import workers
-from services.student.recipes import Surroundings
+from services.student.recipes import Surroundings, shares_work
 from services.student.rundir import RunDir, Writer
 from services.student.settings import StudentSettings
 from services.student.worker import Assignment, work
-from services.student.workers import Worker
+from services.student.workers import Crew
 
 _log = logs.get(__name__)
 _ATTEMPTS = 2
@@ -34,7 +36,7 @@ class Run:
 
     def __init__(self, folder: RunDir) -> None:
         self.folder = folder
-        self.worker: Worker | None = None
+        self.worker: Crew | None = None
         self.task: asyncio.Task[None] | None = None
         self.stopping = False
         self._news = asyncio.Event()
@@ -150,9 +152,12 @@ class RunManager:
         await self._fail(run, _early_end(code).to_status())
 
     async def _work(self, run: Run, writer: Writer) -> int:
-        """Run one worker to its end."""
+        """Run the processes of one attempt to their end."""
+        recipe = await asyncio.to_thread(run.folder.recipe)
+        world = self._settings.processes if recipe and shares_work(recipe) else 1
         assignment = self._assignment(run.folder, writer.epoch)
-        run.worker = await workers.start(work, assignment)
+        ranks = [replace(assignment, rank=rank, world=world) for rank in range(world)]
+        run.worker = await Crew.start(work, ranks)
         if run.stopping:  # asked for while the process was being made
             run.worker.signal(signal.SIGKILL)
         try:
@@ -182,7 +187,7 @@ class RunManager:
             log_json=settings.log_json,
         )
 
-    async def _terminate(self, child: Worker) -> None:
+    async def _terminate(self, child: Crew) -> None:
         child.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(self._settings.stop_grace_s):

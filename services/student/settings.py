@@ -24,6 +24,10 @@ class StudentSettings(ServiceSettings):
     threads: int = Field(2, ge=1)
     """Threads of the solver. Part of what decides the last bits of a student, so a fixed number
     and not that of the machine's cores."""
+    processes: int = Field(1, ge=1, le=64)
+    """Processes of one run of a language student or classifier, which share its weights, gradients
+    and optimizer (FSDP2). Each takes a GPU where `device` is one, else its part of `threads`. A
+    run can go on with another number of them."""
     max_runs: int = Field(2, ge=1)
     """Training runs at a time; further ones wait."""
     max_waiting_runs: int = Field(64, ge=0)

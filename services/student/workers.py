@@ -69,6 +69,50 @@ class Worker:
                 os.kill(self._process.pid, number)
 
 
+class Crew:
+    """The processes of one run: when one is lost, or the first has ended, they all end."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    @classmethod
+    async def start(cls, main: Callable[[T, Callable[[], None]], int], given: list[T]) -> Crew:
+        """Start a process for each of `given`; the first one is whom to listen to."""
+        crew = cls()
+        try:
+            for one in given:
+                crew._workers.append(await start(main, one))
+        except BaseException:
+            crew.signal(signal.SIGKILL)
+            raise
+        return crew
+
+    async def wait(self, ring: Callable[[], None]) -> int:
+        """Call `ring` at each news; returns when all are gone, with the exit status of the first
+        process, or that with which another one failed. Cancelled, it kills all."""
+        first, *_ = tasks = [asyncio.create_task(one.wait(ring)) for one in self._workers]
+        pending: set[asyncio.Task[int]] = set(tasks)
+        try:
+            while not first.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                failed = [task.result() for task in done if task is not first and task.result()]
+                if failed:
+                    return failed[0]
+            return first.result()
+        finally:
+            self.signal(signal.SIGKILL)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def ended(self) -> None:
+        """Wait until all processes are gone."""
+        await asyncio.gather(*(one.ended() for one in self._workers))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every process that is there."""
+        for one in self._workers:
+            one.signal(number)
+
+
 def prepare(threads: int) -> None:
     """Let the fork server load the libraries, in the background. Thread-safe, returns at once."""
     numbers = dict.fromkeys(_THREADS, str(threads))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from services.student.classifier.data import Batch
 from services.student.classifier.losses import Losses
+from services.student.training_loop import Point
+from services.student.training_loop import Progress as Counted
 
-Point = dict[str, float]
+Network = Callable[[Tensor], Tensor]
+"""Images as a network takes them to logits [B, K]."""
 
 
 @dataclass(frozen=True)
@@ -34,39 +37,17 @@ class Course:
     """The batch of a step; called in threads."""
     images: Callable[[Batch], Tensor]
     """A batch's pixels as the network takes them, on its device."""
-    heldout: Callable[[nn.Module], HeldOut] | None = None
-    """Measures the student, which is in eval mode."""
+    heldout: Callable[[Network], HeldOut] | None = None
+    """Measures a student, which is in eval mode."""
 
 
 @dataclass
-class Progress:
-    """What a training has counted so far; all of it is in a checkpoint."""
+class Progress(Counted):
+    """What the training of a classifier has counted so far."""
 
-    step: int = 0
     images: int = 0
-    seconds: float = 0.0
-    curves: list[Point] = field(default_factory=list)
     best_accuracy: float = -1.0
     best_cross_entropy: float = math.inf
-    best_step: int = 0
-    without_gain: int = 0
-    """Evaluations since."""
-    stopped_early: bool = False
-
-    def note(self, found: HeldOut, patience: int) -> bool:
-        """Count an evaluation; returns whether it was the best. Of equal accuracies the lower
-        cross-entropy counts."""
-        better = (found.accuracy, -found.cross_entropy) > (
-            self.best_accuracy,
-            -self.best_cross_entropy,
-        )
-        if better:
-            self.best_accuracy, self.best_cross_entropy = found.accuracy, found.cross_entropy
-            self.best_step, self.without_gain = self.step, 0
-        else:
-            self.without_gain += 1
-            self.stopped_early = 0 < patience <= self.without_gain
-        return better
 
 
 class Since:
@@ -77,13 +58,13 @@ class Since:
         self._images = 0
         self._start_s = time.monotonic()
 
-    def add(self, losses: Losses, images: int) -> None:
-        """Note a step."""
+    def add(self, losses: Losses, images: int, *, part: float = 1.0) -> None:
+        """Note a step, whose losses count for a part of the step's."""
         parts = {"loss": losses.total, "hard_loss": losses.hard}
         parts |= {} if losses.soft is None else {"soft_loss": losses.soft}
         parts |= {} if losses.feature is None else {"feature_loss": losses.feature}
         for name, value in parts.items():
-            self._losses.setdefault(name, []).append(value.detach())
+            self._losses.setdefault(name, []).append(part * value.detach())
         self._images += images
 
     def take(self) -> tuple[Point, int, float]:

@@ -20,6 +20,7 @@ from services.common.view_shards import ViewTable, unpack_views
 from services.student.classifier.plan import Plan
 from services.student.classifier.prefetch import THREADS
 from services.student.data import Ints, Labels, read_rows
+from services.student.ranks import ALONE, Ranks
 from services.student.recipes import Training
 from services.torch_common.augment import view_pixels
 from services.torch_common.preprocess import Preprocessing
@@ -167,6 +168,8 @@ class Batch:
     """float16 [B, K]."""
     features: Tensor | None
     """float16 [B, D]."""
+    part: float = 1.0
+    """What its mean loss counts for beside the means of other ranks' batches."""
 
 
 def make_batch(
@@ -176,9 +179,12 @@ def make_batch(
     step: int,
     augmentation: Augmentation,
     preprocessing: Preprocessing,
+    ranks: Ranks = ALONE,
 ) -> Batch:
-    """The batch of a step of the plan, whose images count the training items."""
-    images, views = plan.step(step)
+    """A rank's batch of a step of the plan, whose images count the training items."""
+    planned, seen = plan.step(step)
+    mine, counts = ranks.share(range(len(planned)))
+    images, views = planned[list(mine)], seen[list(mine)]
     rows = data.train[images]
     known, found = data.views, None
     if known is not None:
@@ -190,6 +196,7 @@ def make_batch(
         None
         if known is None or known.features is None
         else torch.from_numpy(known.features[found, views]),
+        ranks.world * len(mine) / len(planned) if counts else 0.0,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from services.common.predictions import Predictions
-from services.student.classifier.course import HeldOut
+from services.student.classifier.course import HeldOut, Network
 from services.student.classifier.data import ClassifierData, ImageSource, Pixels, normalised
 from services.student.classifier.prefetch import Prefetch
 from services.student.data import Doubles, Ints
@@ -52,7 +52,7 @@ def predictions(data: ClassifierData, rows: Ints, logits: Doubles) -> Prediction
 
 def held_out(
     data: ClassifierData, source: ImageSource, preprocessing: Preprocessing, device: torch.device
-) -> Callable[[nn.Module], HeldOut] | None:
+) -> Callable[[Network], HeldOut] | None:
     """What measures a student on `val` during training; None where there is nothing in it."""
     if not len(data.val):
         return None
@@ -60,8 +60,8 @@ def held_out(
     rows = data.val[np.unique(np.linspace(0, len(data.val) - 1, HELDOUT_IMAGES).astype(int))]
     kept: list[Pixels] = []
 
-    @torch.inference_mode()
-    def measure(student: nn.Module) -> HeldOut:
+    @torch.no_grad()  # in inference mode, shards could not be gathered for training afterwards
+    def measure(student: Network) -> HeldOut:
         if not kept:
             parts = (rows[at : at + BATCH] for at in range(0, len(rows), BATCH))
             kept.extend(source.plain(part, preprocessing) for part in parts)

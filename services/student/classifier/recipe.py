@@ -6,6 +6,7 @@ crash goes on from the trainer's last checkpoint, so that it ends with the same 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ import torch
 from google.protobuf.json_format import MessageToDict
 from safetensors.torch import save
 from stillhouse.student.v1 import student_pb2
+from torch import Tensor, nn
 
 from services.common import images
 from services.common.classifier_records import ClassifierRecord
 from services.common.errors import Unsupported
 from services.common.tensors import pack_arrays
 from services.student.artefacts import Card, to_json
-from services.student.classifier.checkpoints import weights_of
 from services.student.classifier.course import Course, Progress
 from services.student.classifier.data import (
     ClassifierData,
@@ -38,10 +39,11 @@ from services.student.classifier.options import (
 )
 from services.student.classifier.plan import Plan
 from services.student.classifier.reports import Stored, make_report
-from services.student.classifier.training import check_finite, fit
+from services.student.classifier.training import fit
 from services.student.data import Doubles, Ints, read_manifest
 from services.student.head_recipe import put
 from services.student.recipes import Training
+from services.student.training_loop import check_finite
 from services.torch_common.language.precision import dtype_of
 
 
@@ -60,7 +62,7 @@ def train_classifier(
     training.progress("building the student", 0, 0)
     student = build_student(training, recipe, labels.classes, options.seed)
     dtype = dtype_of(options.precision or around.precision, around.device)
-    progress = _fit(training, recipe, options, data, student, source, dtype)
+    student, progress = _fit(training, recipe, options, data, student, source, dtype)
     return _finish(training, recipe, data, student, source, progress, dtype)
 
 
@@ -76,8 +78,8 @@ def _fit(
     student: StudentNetwork,
     source: ImageSource,
     dtype: torch.dtype,
-) -> Progress:
-    """Train the student's module in place."""
+) -> tuple[StudentNetwork, Progress]:
+    """The student trained. Only the first rank comes back from here."""
     count, device = len(data.train), _device(training)
     views, steps = options.augmentation, options.steps(count)
     plan = Plan(count, views.views, options.batch_images, options.seed)
@@ -87,13 +89,17 @@ def _fit(
         matched = data.views.features.shape[2]
     course = Course(
         steps=steps,
-        batch=lambda step: make_batch(data, source, plan, step, views, preprocessing),
+        batch=lambda step: make_batch(
+            data, source, plan, step, views, preprocessing, training.ranks
+        ),
         images=lambda batch: normalised(batch.pixels, preprocessing, device),
         heldout=held_out(data, source, preprocessing, device),
     )
     training.progress("training", 0, steps)
     loss = options.loss(multi_label=data.labels.multi_label)
-    return fit(Trained(student, matched), course, options, loss, training, dtype=dtype)
+    trained, progress = fit(Trained(student, matched), course, options, loss, training, dtype=dtype)
+    training.ranks.leave()
+    return replace(student, module=trained.student), progress
 
 
 def _finish(
@@ -114,7 +120,7 @@ def _finish(
     }
     training.progress("storing the student", 0, 0)
     result = student_pb2.ClassifierResult(
-        weights=put(blobs, project, save(weights_of(student.module)))
+        weights=put(blobs, project, save(_weights_of(student.module)))
     )
     stored = Stored(result.weights.size_bytes)
     if not recipe.skip_onnx:
@@ -165,6 +171,13 @@ def _store_onnx(
     result.onnx.CopyFrom(put(training.blobs, training.project, written))
     latency = onnx_latency_ms(written, student.input.size_px, torch.get_num_threads())
     return Stored(size, onnx_bytes=len(written), onnx_ms=latency)
+
+
+def _weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, on the CPU, in one layout."""
+    return {
+        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+    }
 
 
 def _pack_predictions(data: ClassifierData, logits: Doubles) -> bytes:

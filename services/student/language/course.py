@@ -5,20 +5,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from services.student.language.data import Batch, TargetBank
+from services.student.language.data import TargetBank
 from services.student.language.plan import Ints
 from services.student.language.states import StateGuide
+from services.student.training_loop import Progress as Counted
 from services.torch_common.language.packing import PackedSequence
 
-Point = dict[str, float]
-Teach = Callable[[Any, list[PackedSequence], int], Batch]
-"""(model, sequences, step) to a batch with targets, for steps that need the model itself."""
+
+class Teach(Protocol):
+    """Who teaches steps that need the model itself."""
+
+    def sequences(
+        self, model: Any, sequences: list[PackedSequence], step: int
+    ) -> list[PackedSequence]:
+        """What a step trains on, by rising length; the same on all ranks."""
+
+    def targets(self, sequences: Sequence[PackedSequence]) -> TargetBank | None:
+        """The teacher's targets for some of them."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +49,13 @@ class Course:
 
 
 @dataclass
-class Progress:
-    """What a training has counted so far; all of it is in a checkpoint."""
+class Progress(Counted):
+    """What the training of a language model has counted so far."""
 
-    step: int = 0
     tokens: int = 0
     """Target tokens trained on."""
-    seconds: float = 0.0
-    curves: list[Point] = field(default_factory=list)
     best: float = math.inf
     """Lowest held-out cross-entropy."""
-    best_step: int = 0
-    without_gain: int = 0
-    """Evaluations since."""
-    stopped_early: bool = False
 
 
 class Since:

@@ -24,7 +24,7 @@ from services.common.errors import Overloaded, PeerUnavailable, Precondition
 from services.common.targets import TargetShard
 from services.common.tensors import to_message
 from services.common.texts import TextRecord
-from services.student.language.data import Batch, TargetBank, by_length, collate
+from services.student.language.data import TargetBank, by_length
 from services.student.language.generation import SamplingOptions, generate, read_sampling
 from services.torch_common.language.packing import (
     Encoder,
@@ -101,7 +101,7 @@ class TeacherClient:
 
 @dataclass(frozen=True)
 class OnPolicyTeacher:
-    """Turns planned prompts into a batch of answers with the teacher's targets."""
+    """Turns planned prompts into answers, and asks the teacher for targets."""
 
     client: TeacherClient
     encoder: Encoder
@@ -115,8 +115,12 @@ class OnPolicyTeacher:
     replay: frozenset[bytes] = frozenset()
     """Digests of sequences that are learned as they are, by cross-entropy."""
 
-    def __call__(self, model: Any, sequences: list[PackedSequence], step: int) -> Batch:
-        """The batch of one step. Raises Precondition where no prompt got an answer."""
+    def sequences(
+        self, model: Any, sequences: list[PackedSequence], step: int
+    ) -> list[PackedSequence]:
+        """What a step trains on, by rising length; the same on all ranks. Raises Precondition where
+        no prompt got an answer.
+        """
         own = int((step + 1) * self.share + 1e-9) > int(step * self.share + 1e-9)
         replay = [one for one in sequences if one.digest in self.replay]
         fresh = [one for one in sequences if one.digest not in self.replay]
@@ -125,10 +129,14 @@ class OnPolicyTeacher:
         found = given + self._answers(model, asked, step)
         if not found + replay:
             raise Precondition("the student gave no answer to any prompt of a step")
-        bank = None
-        if found:
-            bank = self.client.targets(found, top_k=self.top_k, temperature=self.temperature)
-        return collate(by_length(found + replay), bank)
+        return by_length(found + replay)
+
+    def targets(self, sequences: Sequence[PackedSequence]) -> TargetBank | None:
+        """The teacher's targets of those that are not replayed."""
+        asked = [one for one in sequences if one.digest not in self.replay]
+        if not asked:
+            return None
+        return self.client.targets(asked, top_k=self.top_k, temperature=self.temperature)
 
     def _answers(
         self, model: Any, sequences: Sequence[PackedSequence], step: int

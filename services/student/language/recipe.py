@@ -69,7 +69,8 @@ def _train(
         return told
 
     before: Measured = {}
-    if recipe.evaluate_only or not recipe.evaluation.skip_before:
+    skipped = recipe.evaluation.skip_before and not recipe.evaluate_only
+    if training.ranks.first and not skipped:
         before = _kept(training, "before", lambda: measure(student.examinee, "before training"))
     if data is None:
         report = make_report(before, None, None, _notes(recipe, student, exam.skipped, None))
@@ -77,6 +78,7 @@ def _train(
     students.make_trainable(student, options.seed)
     guide = states.attach(student, options.intermediate_states)
     progress = _fit(training, recipe, options, student, data, exam, guide)
+    training.ranks.leave()
     states.detach(student)
     training.progress("finishing the weights", 0, 0)
     students.finish(student)
@@ -124,7 +126,8 @@ def _fit(
         guide=guide,
     )
     training.progress("training", 0, len(steps))
-    return fit(student.model, course, options, training, dtype=student.dtype)
+    student.model, progress = fit(student.model, course, options, training, dtype=student.dtype)
+    return progress
 
 
 def _store(
