@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from services.common.errors import Precondition
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)
@@ -56,6 +59,16 @@ class Ranks:
         told = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(told)
         return [float(value) for value in told]
+
+    def mean(self, values: Tensor, part: float) -> Tensor:
+        """The mean over ranks of values that count `part` on this one; no gradient."""
+        if self.alone:
+            return values
+        from torch import distributed as dist
+
+        told = values * (part / self.world)
+        dist.all_reduce(told)
+        return told
 
     def agreed(self, value: float) -> float:
         """The first rank's value, so that all decide alike."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor
 
 from services.student.ranks import Ranks
@@ -99,9 +99,22 @@ def _normalise(norm: Any, given: Tensor) -> Tensor:
     return norm.act(norm.drop(made)) if hasattr(norm, "act") else made  # type: ignore[no-any-return]
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over ranks; what one rank's loss owes to it, it owes to all ranks' values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(ctx, gradient)
+
+
 def _sum(values: Tensor) -> Tensor:
-    """The sum over ranks; gradients flow through it."""
-    return all_reduce(values)  # type: ignore[no-any-return, no-untyped-call]
+    return _Sum.apply(values)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @torch.no_grad()

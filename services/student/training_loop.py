@@ -7,6 +7,7 @@ bit for bit, or on another number of ranks.
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -210,6 +211,8 @@ def _arguments(
     options: LoopOptions, training: Training, steps: int, batch: int, clip_norm: float
 ) -> TrainingArguments:
     """The Trainer's settings: one pass over the planned items, nothing saved or logged."""
+    if not training.ranks.alone:  # it would say that torchrun was forgotten
+        logging.getLogger("transformers.training_args").setLevel(logging.ERROR)
     cpu = training.surroundings.device == "cpu"
     if not cpu:
         torch.cuda.set_device(torch.device(training.surroundings.device).index or 0)

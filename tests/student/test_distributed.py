@@ -163,11 +163,15 @@ def killed(running, asked, step: int, *, times: int) -> list[student_pb2.TrainRe
         if event.progress.stage == "training" and event.progress.done >= step:
             break
     for _ in range(times):
-        suite.wait_until(running.workers)
-        workers = running.workers()
+        suite.wait_until(lambda: living(running))
+        workers = living(running)
         os.kill(max(workers), signal.SIGKILL)
         suite.wait_until(lambda gone=workers: not any(map(suite.alive, gone)))
     return list(stream)
+
+
+def living(running) -> list[int]:
+    return [pid for pid in running.workers() if suite.alive(pid)]
 
 
 def resumed_at(events) -> int:

@@ -100,12 +100,15 @@ def intermediate_loss(
         return torch.stack(apart).mean()
 
 
-def balanced(loss: Tensor, other: Tensor, *, size: Tensor | None = None) -> Tensor:
-    """loss + alpha other, where alpha = size / other, held constant, gives both the same weight;
-    `size` is the loss itself where it is not given. All are scalars."""
+def balanced(
+    loss: Tensor, other: Tensor, *, size: Tensor | None = None, other_size: Tensor | None = None
+) -> Tensor:
+    """loss + alpha other, where alpha = size / other_size, held constant, gives both the same
+    weight; sizes are the losses themselves where they are not given. All are scalars."""
     size = loss if size is None else size
-    alpha = (size / other.clamp_min(torch.finfo(torch.float32).tiny)).detach()
-    return loss + torch.where(other > 0, alpha, torch.zeros_like(alpha)) * other
+    over = other if other_size is None else other_size
+    alpha = (size / over.clamp_min(torch.finfo(torch.float32).tiny)).detach()
+    return loss + torch.where(over > 0, alpha, torch.zeros_like(alpha)) * other
 
 
 def uld(

@@ -6,7 +6,7 @@ arXiv 2407.14679, section 4.1: logits and intermediate states where depth is str
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,14 +95,17 @@ def guided_loss(
     kind: str,
     *,
     dtype: torch.dtype,
+    whole: Callable[[Tensor], Tensor] = lambda means: means,
 ) -> Tensor:
     """The loss of a step on targets of a kind: the distillation loss, and beside a guide how far
-    apart the states are, at equal weight."""
+    apart the states are, at equal weight. `whole` makes means over this batch's target tokens
+    those over all of the step's, where the batch is a rank's share."""
     if guide is None:
         return distillation_loss(target_logits(model, batch, dtype=dtype), batch, options, kind)
     logits, apart = guide.compare(model, batch, dtype)
     loss = distillation_loss(logits, batch, options, kind)
-    return balanced(loss, apart, size=loss - _floor(batch, options, kind))
+    size, distance = whole(torch.stack([loss - _floor(batch, options, kind), apart]).detach())
+    return balanced(loss, apart, size=size, other_size=distance)
 
 
 def _floor(batch: Batch, options: LossOptions, kind: str) -> Tensor | float:

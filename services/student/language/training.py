@@ -75,7 +75,14 @@ class _LanguageLoop(Loop[Progress]):
         batch, part = self._batch(sequences)
         batch = batch.to(self.args.device)
         settings = self.options.loss, course.kind
-        loss = guided_loss(model, batch, course.guide, *settings, dtype=self.forward_dtype)
+        loss = guided_loss(
+            model,
+            batch,
+            course.guide,
+            *settings,
+            dtype=self.forward_dtype,
+            whole=lambda means: self.ranks.mean(means, part),
+        )
         if not self.ranks.alone:
             loss = loss * part
         self._rate = self.learning_rate_now()
