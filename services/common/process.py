@@ -5,6 +5,14 @@ from __future__ import annotations
 import os
 
 
+def see_one_gpu(number: int) -> None:
+    """Let this process see one GPU of those that it could, as `cuda:0`: libraries that take the
+    first one then take the right one. Call it before CUDA is used."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else []
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[number] if names else str(number)
+
+
 def share_cores() -> None:
     """Let idle OpenMP threads sleep soon, unless the environment says otherwise.
 

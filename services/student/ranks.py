@@ -14,12 +14,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from services.common.errors import Precondition
+from services.common.process import see_one_gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+Ints = npt.NDArray[np.int32]
 _PATIENCE = timedelta(days=7)
 """A rank waits for the first one's measurements, however long: whoever supervises them ends all
 where one is lost."""
@@ -70,6 +75,21 @@ class Ranks:
         dist.all_reduce(told)
         return told
 
+    def told(self, arrays: Sequence[Ints]) -> list[Ints]:
+        """The first rank's arrays; all ranks give as many."""
+        if self.alone:
+            return list(arrays)
+        import torch
+        from torch import distributed as dist
+
+        lengths = torch.tensor([len(one) for one in arrays], device=self.device)
+        dist.broadcast(lengths, 0)
+        values = np.concatenate([*arrays, np.zeros(0, np.int32)]).astype(np.int32)
+        values.resize(int(lengths.sum()))  # on other ranks, a place for the first one's
+        flat = torch.from_numpy(values).to(self.device)
+        dist.broadcast(flat, 0)
+        return np.split(flat.cpu().numpy(), np.cumsum(lengths.cpu().numpy())[:-1])
+
     def agreed(self, value: float) -> float:
         """The first rank's value, so that all decide alike."""
         return self.total([value if self.first else 0.0])[0]
@@ -100,21 +120,38 @@ def join(rank: int, world: int, meeting: Path, device: str) -> Ranks:
     """Meet the other ranks at a file that none of another run or attempt uses; blocks until all are
     there. Each rank takes the GPU of its number. Raises Precondition without so many GPUs.
     """
+    device = _own_gpu(rank, world, device)
     if world == 1:
         return Ranks(device=device)
-    import torch
     from torch import distributed as dist
 
-    backend = "gloo"
-    if device != "cpu":
-        found, device, backend = torch.cuda.device_count(), f"cuda:{rank}", "nccl"
-        if found < world:
-            raise Precondition(
-                f"STUDENT_PROCESSES is {world}, and there are {found} GPUs",
-                differences={"processes": f"{world} > {found}"},
-            )
-        torch.cuda.set_device(rank)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # ranks of a run are on one machine
     store = dist.FileStore(str(meeting), world)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return Ranks(rank, world, device)
+    store.set_timeout(_PATIENCE)
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "nccl",
+        store=store,
+        rank=rank,
+        world_size=world,
+        timeout=_PATIENCE,
+    )
+    ranks = Ranks(rank, world, device)
+    ranks.wait()  # NCCL connects at the first collective
+    return ranks
+
+
+def _own_gpu(rank: int, world: int, device: str) -> str:
+    """The device of a rank, in this process the only GPU there is."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu" or (world == 1 and not number):
+        return device
+    import torch
+
+    wanted, found = rank if world > 1 else int(number), torch.cuda.device_count()
+    if found < max(world, wanted + 1):
+        raise Precondition(
+            f"STUDENT_PROCESSES is {world} on {device}, and there are {found} GPUs",
+            differences={"gpus": f"{found} found"},
+        )
+    see_one_gpu(wanted)
+    return f"{kind}:0"

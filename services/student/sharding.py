@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from services.common.errors import Precondition
 from services.student.ranks import Ranks
 
 
@@ -29,13 +31,17 @@ class Shared:
         self.module, self._ranks, self._empty = module, ranks, module
         if ranks.alone:
             return
+        _check(module)
         self._empty = _without_weights(module)
         for norm in module.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.forward = functools.partial(_normalise, norm)  # type: ignore[method-assign]
+        mesh = init_device_mesh(torch.device(ranks.device).type, (ranks.world,))
         for block in blocks:
-            fully_shard(block)
-        fully_shard(module)
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        if hasattr(module, "get_base_model"):  # peft's generate goes to the model inside
+            register_fsdp_forward_method(module, "generate")
 
     def whole(self) -> Any:
         """The module with its weights and without shards: on the first rank; on others it is
@@ -48,13 +54,14 @@ class Shared:
             full = weight.full_tensor() if isinstance(weight, DTensor) else weight
             if self._ranks.first:
                 found[name] = nn.Parameter(full.detach(), requires_grad=weight.requires_grad)
-        buffers = dict(self.module.named_buffers())
+        buffers = dict(self.module.named_buffers(remove_duplicate=False))
         for prefix, part in self._empty.named_modules():
             for key, old in part._parameters.items():
                 if old is not None and self._ranks.first:
                     part._parameters[key] = found[places[id(old)]]
-            for key in part._buffers:
-                part._buffers[key] = buffers[f"{prefix}.{key}" if prefix else key]
+            for key, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[key] = buffers[f"{prefix}.{key}" if prefix else key]
         return self._empty.train(self.module.training)
 
 
@@ -64,6 +71,17 @@ def fold(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+
+
+def _check(module: nn.Module) -> None:
+    """Raise Precondition where a weight cannot be dealt in rows."""
+    scalars = [name for name, weight in module.named_parameters() if not weight.ndim]
+    if scalars:
+        raise Precondition(
+            f"{scalars[0]} is a scalar, which several processes cannot share; train this network "
+            "with STUDENT_PROCESSES=1",
+            differences={"weights": f"{len(scalars)} scalars"},
+        )
 
 
 def _without_weights(module: Any) -> Any:

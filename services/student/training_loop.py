@@ -102,6 +102,8 @@ class Loop(Trainer, Generic[P]):  # type: ignore[misc]
             callbacks=[_AfterStep(self)],
         )
         self.remove_callback(PrinterCallback)
+        if not self.ranks.first:  # another dropout than the first rank's
+            torch.manual_seed(options.seed + self.ranks.rank)
 
     @abstractmethod
     def point(self, step: int) -> Point:

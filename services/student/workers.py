@@ -125,8 +125,13 @@ async def start(main: Callable[[T, Callable[[], None]], int], given: T) -> Worke
     """Run `main(given, ring)`, a function of a module, in a new process; `ring()` is news there."""
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_run, args=(main, given, sender), daemon=True)
+    starting = asyncio.create_task(asyncio.to_thread(_start, process))
     try:
-        await asyncio.to_thread(_start, process)
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await starting  # the thread goes on: nobody would end what it starts
+        process.kill()
+        raise
     finally:
         sender.close()
     reader = asyncio.StreamReader()

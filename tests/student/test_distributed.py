@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+from concurrent import futures
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
@@ -13,11 +16,16 @@ import torch
 from safetensors.torch import save_file
 from stillhouse.common.v1 import language_pb2
 from stillhouse.student.v1 import student_pb2
+from stillhouse.teacher.v1 import teacher_pb2_grpc
 
+from services.common.blobs import BlobStore
 from services.common.errors import Precondition
 from services.student.ranks import Ranks, join
+from services.student.runs import RunManager
+from services.student.settings import StudentSettings
 from services.student.slices import Slices, write
 from tests.student import classifier_suite, language_suite, suite
+from tests.student.test_language_on_policy import TEACHER, Teacher
 
 STEPS = 20
 CLOSE = 1e-3
@@ -28,7 +36,7 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("distributed")
 
 
-def services_of(home, processes: int):
+def services_of(home, processes: int, **settings: str):
     catalogue = home / "catalogue.toml"
     if not catalogue.exists():
         language_suite.make_catalogue(home)
@@ -38,6 +46,7 @@ def services_of(home, processes: int):
         processes=str(processes),
         catalogue=str(catalogue),
         cache_dir=str(home / "cache"),
+        **settings,
     )
 
 
@@ -95,15 +104,63 @@ def losses(events) -> dict[int, float]:
     return {one.done: one.metrics["loss"] for one in told if one.metrics}
 
 
+@dataclass
+class Supervised:
+    """Runs of this process, whose workers come from one fork server."""
+
+    settings: StudentSettings
+
+    @property
+    def blobs(self) -> BlobStore:
+        return BlobStore(self.settings.blob_url)
+
+    def train(self, asked: student_pb2.TrainRequest) -> list[student_pb2.TrainResponse]:
+        async def events():
+            manager = RunManager(self.settings)
+            found = [event async for event in manager.train(asked, 0)]
+            await manager.close()
+            return found
+
+        return asyncio.run(events())
+
+
+@pytest.fixture(scope="module")
+def supervised(home):
+    """Makes a supervisor of runs of so many processes."""
+    if not (home / "catalogue.toml").exists():
+        language_suite.make_catalogue(home)
+
+    def make(processes: int) -> Supervised:
+        settings = StudentSettings(
+            runs_dir=home / "supervised",
+            blob_url=str(home / "blobs"),
+            cache_dir=home / "cache",
+            catalogue=home / "catalogue.toml",
+            processes=processes,
+            threads=2,
+        )
+        return Supervised(settings)
+
+    return make
+
+
 @pytest.mark.parametrize("make", [language, classifier])
-def test_two_processes_give_the_curve_of_one(alone, pair, make):
-    same_curves(alone, pair, make)
+def test_two_processes_give_the_curve_of_one(supervised, make):
+    same_curves(supervised(1), supervised(2), make)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [adapter, states])
-def test_so_do_adapters_and_intermediate_states(alone, pair, make):
-    same_curves(alone, pair, make)
+def test_so_do_adapters_and_intermediate_states(supervised, make):
+    same_curves(supervised(1), supervised(2), make)
+
+
+def test_a_loss_that_is_no_number_ends_all_processes_and_says_so(supervised):
+    pair = supervised(2)
+    asked = language(pair.blobs, "nan")
+    asked.language.student = language_suite.BROKEN
+    last = pair.train(asked)[-1]
+    assert suite.status_code(last.error) == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def same_curves(alone, pair, make) -> None:
@@ -125,6 +182,43 @@ def after_of(blobs, events) -> float:
     if kind == "language":
         return report["after"]["cross_entropy"]["value"]
     return report["student"]["test"]["negative_log_likelihood"]["value"]
+
+
+@pytest.mark.slow
+def test_ranks_answer_alike_and_ask_the_teacher_for_their_own_share(home):
+    servicer = Teacher(away=1)
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    curves, asked, adapters = [], [], []
+    for processes in (1, 2):
+        with services_of(home, processes, teacher_address=address) as running:
+            curves.append(losses(running.train(on_policy(running.blobs, f"own-{processes}"))))
+            asked.append(sorted(one.digest for one in servicer.asked))
+            servicer.asked = []
+            lora = on_policy(running.blobs, f"adapter-{processes}")
+            lora.language.training.lora.rank = 4
+            adapters.append(losses(running.train(lora)))
+        servicer.asked = []
+    server.stop(None)
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 4 * 4
+    for one, two in (curves, adapters):
+        assert [two[step] for step in one] == pytest.approx(list(one.values()), abs=CLOSE)
+
+
+def on_policy(blobs, run_id: str) -> student_pb2.TrainRequest:
+    records = language_suite.put_records(blobs, language_suite.answers())
+    return language_suite.request(
+        run_id,
+        text_shards=[records],
+        training=language_suite.training(max_steps=4, loss=language_pb2.LANGUAGE_LOSS_JSD),
+        on_policy=student_pb2.OnPolicy(
+            teacher=TEACHER, top_k=8, sampling=language_pb2.Sampling(max_tokens=6)
+        ),
+        discard_model=True,
+    )
 
 
 @pytest.mark.slow
@@ -186,17 +280,9 @@ def digest(events) -> str:
     return getattr(result, "weights_digest", "") or result.weights.digest
 
 
-def test_a_loss_that_is_no_number_ends_all_processes_and_says_so(pair):
-    asked = language(pair.blobs, "nan")
-    asked.language.student = language_suite.BROKEN
-    last = pair.train(asked)[-1]
-    assert suite.status_code(last.error) == grpc.StatusCode.FAILED_PRECONDITION
-    assert pair.workers() == []
-
-
 def test_more_processes_than_gpus_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(Precondition, match="STUDENT_PROCESSES is 2, and there are 1 GPUs"):
+    with pytest.raises(Precondition, match="STUDENT_PROCESSES is 2 on cuda, and there are 1 GPUs"):
         join(0, 2, tmp_path / "meeting", "cuda")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from services.common import images
 from services.common.classifier_records import ClassifierRecord
-from services.common.errors import Unsupported
+from services.common.errors import Precondition, Unsupported
 from services.common.tensors import pack_arrays
 from services.student.artefacts import Card, to_json
 from services.student.classifier.course import Course, Progress
@@ -80,7 +80,13 @@ def _fit(
     dtype: torch.dtype,
 ) -> tuple[StudentNetwork, Progress]:
     """The student trained. Only the first rank comes back from here."""
-    count, device = len(data.train), _device(training)
+    count, device, ranks = len(data.train), _device(training), training.ranks
+    if options.batch_images < ranks.world:
+        raise Precondition(
+            f"training.batch_images: {options.batch_images} for {ranks.world} processes; use at "
+            f"least {ranks.world}, or fewer STUDENT_PROCESSES",
+            differences={"batch_images": f"{options.batch_images} < {ranks.world}"},
+        )
     views, steps = options.augmentation, options.steps(count)
     plan = Plan(count, views.views, options.batch_images, options.seed)
     preprocessing = student.preprocessing
@@ -89,16 +95,14 @@ def _fit(
         matched = data.views.features.shape[2]
     course = Course(
         steps=steps,
-        batch=lambda step: make_batch(
-            data, source, plan, step, views, preprocessing, training.ranks
-        ),
+        batch=lambda step: make_batch(data, source, plan, step, views, preprocessing, ranks),
         images=lambda batch: normalised(batch.pixels, preprocessing, device),
         heldout=held_out(data, source, preprocessing, device),
     )
     training.progress("training", 0, steps)
     loss = options.loss(multi_label=data.labels.multi_label)
     trained, progress = fit(Trained(student, matched), course, options, loss, training, dtype=dtype)
-    training.ranks.leave()
+    ranks.leave()
     return replace(student, module=trained.student), progress
 
 
@@ -176,7 +180,8 @@ def _store_onnx(
 def _weights_of(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, on the CPU, in one layout."""
     return {
-        name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in module.state_dict().items()
     }
 
 

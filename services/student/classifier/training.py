@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.student.classifier.course import Course, Progress, Since
+from services.student.classifier.course import Course, Network, Progress, Since
 from services.student.classifier.data import Batch
 from services.student.classifier.losses import (
     Losses,
@@ -118,7 +118,7 @@ class _ClassifierLoop(Loop[Progress]):
     def measure(self, point: Point) -> bool:
         """Evaluate on `val`. Of equal accuracies the lower cross-entropy is better."""
         assert self.course.heldout is not None
-        found, progress = self.course.heldout(lambda images: self.trained(images)[0]), self.progress
+        found, progress = self.course.heldout(self._network()), self.progress
         self._since.restart()
         accuracy, cross_entropy = map(self.ranks.agreed, (found.accuracy, found.cross_entropy))
         check_finite(cross_entropy, f"the cross-entropy on val after step {point['step']:g}")
@@ -128,6 +128,12 @@ class _ClassifierLoop(Loop[Progress]):
         if better:
             progress.best_accuracy, progress.best_cross_entropy = accuracy, cross_entropy
         return better
+
+    def _network(self) -> Network:
+        """The student in training; shards are gathered by calling what was sharded."""
+        if self.ranks.alone:
+            return self.trained.student  # type: ignore[no-any-return]
+        return lambda images: self.trained(images)[0]  # type: ignore[no-any-return]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from stillhouse.common.v1 import language_pb2
+from torch.distributed.fsdp import FSDPModule
 
 from services.common.errors import InvalidInput
 from services.torch_common.language.packing import Encoder, Ids
@@ -111,6 +112,7 @@ def _batch(
     made = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
+        synced_gpus=isinstance(model, FSDPModule),  # ranks wait for one another at every token
         generation_config=_config(sampling, encoder, room, int(model.config.vocab_size)),
     )
     return [_to_end(row, encoder.eos_id) for row in made[:, longest:].cpu().numpy()]

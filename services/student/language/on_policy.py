@@ -26,6 +26,7 @@ from services.common.tensors import to_message
 from services.common.texts import TextRecord
 from services.student.language.data import TargetBank, by_length
 from services.student.language.generation import SamplingOptions, generate, read_sampling
+from services.student.ranks import ALONE, Ranks
 from services.torch_common.language.packing import (
     Encoder,
     PackedSequence,
@@ -112,6 +113,7 @@ class OnPolicyTeacher:
     """Of teacher and student in the loss."""
     dtype: torch.dtype
     seed: int
+    ranks: Ranks = ALONE
     replay: frozenset[bytes] = frozenset()
     """Digests of sequences that are learned as they are, by cross-entropy."""
 
@@ -152,7 +154,7 @@ class OnPolicyTeacher:
             dtype=self.dtype,
             seed=self.seed + 1_000_003 * step,
         )
-        pairs = zip(prompts, made, strict=True)
+        pairs = zip(prompts, self.ranks.told(made), strict=True)
         return [answered(prompt, answer) for prompt, answer in pairs if len(answer)]
 
 
@@ -166,6 +168,7 @@ def open_teacher(
     temperature: float,
     dtype: torch.dtype,
     seed: int,
+    ranks: Ranks,
 ) -> OnPolicyTeacher:
     """The teacher of a recipe. Raises Precondition where there is no teacher service or it has
     another tokenizer, so that one's tokens mean nothing to the other.
@@ -192,6 +195,7 @@ def open_teacher(
         temperature=temperature,
         dtype=dtype,
         seed=seed,
+        ranks=ranks,
     )
 
 

@@ -85,6 +85,7 @@ def _read_prompts(
         temperature=options.loss.temperature,
         dtype=student.dtype,
         seed=options.seed,
+        ranks=training.ranks,
     )
     known = frozenset(one.digest for one in replay.sequences)
     teach = replace(teacher, replay=known)

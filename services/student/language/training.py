@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.student.language.course import Course, Progress, Since
 from services.student.language.data import Batch, by_length, collate
@@ -29,7 +29,7 @@ def fit(
     weights on ranks but the first. Computes in `dtype` under autocast. Raises Precondition where
     the loss is not finite, Fenced where another worker has taken over.
     """
-    shared = Shared(model, training.ranks, _decoder_of(model).layers)
+    shared = Shared(model, training.ranks, _layers_of(model))
     progress = _LanguageLoop(shared.module, course, options, training, dtype).fit()
     return shared.whole(), progress
 
@@ -125,7 +125,7 @@ class _LanguageLoop(Loop[Progress]):
         self._since.restart()
 
 
-def _decoder_of(model: Any) -> Any:
-    """The stack of layers, also below peft's wrapping."""
+def _layers_of(model: Any) -> Sequence[nn.Module]:
+    """A model's layers, also below peft's wrapping; none where it has them in another way."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.get_decoder()
+    return getattr(inner.get_decoder(), "layers", ())
