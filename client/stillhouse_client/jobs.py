@@ -33,6 +33,8 @@ Spec = (
 """What a job is to do, one message per kind."""
 FINAL = (pb.JOB_STATE_SUCCEEDED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED)
 _WATCH_S = 600.0
+_CONNECT_S = 30.0
+"""A stream that breaks later than that was there before."""
 _PASSING = (ServerAway, DeadlinePassed, Overloaded, Stopped, ServerFault)
 
 
@@ -129,22 +131,26 @@ class AsyncJobs:
     ) -> AsyncIterator[pb.WatchDistillationJobResponse]:
         """Yield a job's events until it ends.
 
-        A broken stream is taken up again after the last event seen; without any event for
-        `give_up_s` of a broken stream the last error is raised.
+        A broken stream is taken up again after the last event seen; the last error is raised where
+        that fails for `give_up_s`. However long a job has nothing to tell is no failure.
         """
-        token, pause_s, heard_s = resume_token, 0.1, time.monotonic()
+        token, pause_s, broken_s = resume_token, 0.1, 0.0
         while True:
+            began_s = time.monotonic()
             try:
                 async for event in self._events(name, token):
-                    token, pause_s, heard_s = event.resume_token, 0.1, time.monotonic()
+                    token, pause_s, broken_s = event.resume_token, 0.1, 0.0
                     yield event
                     if event.job.state in FINAL:
                         return
-                heard_s = time.monotonic()
+                broken_s = 0.0
                 if (await self.get(name)).state in FINAL:
                     return
             except ClientError as error:
-                if not isinstance(error, _PASSING) or time.monotonic() - heard_s > give_up_s:
+                now_s = time.monotonic()
+                if not broken_s or now_s - began_s > _CONNECT_S:
+                    broken_s = now_s
+                if not isinstance(error, _PASSING) or now_s - broken_s > give_up_s:
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 2.0)

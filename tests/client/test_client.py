@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import tarfile
+from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from stillhouse.common.v1 import info_pb2, items_pb2
 from stillhouse.gateway.v1 import jobs_pb2, students_pb2
 from stillhouse_client import AsyncClient, Client, images, names, sync, upload
-from stillhouse_client.errors import InvalidRequest, NobodyThere, NotFound
+from stillhouse_client.errors import DeadlinePassed, InvalidRequest, NobodyThere, NotFound
 
 from tests.client.fake_gateway import BATCH, World
 from tests.support import photo
@@ -48,6 +51,31 @@ async def test_a_broken_watch_goes_on_after_the_last_event(gateway: World) -> No
         if isinstance(call, jobs_pb2.WatchDistillationJobRequest)
     ]
     assert tokens == ["", "5"]
+
+
+@pytest.mark.parametrize(("quiet_s", "kept"), [(600, True), (1, False)])
+async def test_a_watch_ends_where_nobody_answers_and_not_where_nothing_happens(
+    gateway: World, monkeypatch: pytest.MonkeyPatch, quiet_s: float, kept: bool
+) -> None:
+    now_s = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr("stillhouse_client.jobs.time", clock)
+    async with AsyncClient(gateway.address) as client:
+        events, left = client.jobs._events, [quiet_s] * 3
+
+        async def breaking(name: str, token: str) -> AsyncIterator[Any]:
+            if left:
+                now_s[0] += left.pop()
+                raise DeadlinePassed("the stream has ended")
+            async for event in events(name, token):
+                yield event
+
+        monkeypatch.setattr(client.jobs, "_events", breaking)
+        if kept:
+            assert [one async for one in client.jobs.watch("job-1", give_up_s=0.5)]
+        else:
+            with pytest.raises(DeadlinePassed):
+                [one async for one in client.jobs.watch("job-1", give_up_s=0.5)]
 
 
 async def test_predict_keeps_to_the_servers_limits(gateway: World) -> None:
