@@ -24,7 +24,7 @@ from stillhouse_client.jobs import Spec
 ARCHITECTURE = "small-cnn"
 INPUT_PX = 32
 BATCH_IMAGES = 64
-LEARNING_RATE = 5e-3
+LEARNING_RATE = 1e-2
 TEMPERATURE = 2.0
 
 
@@ -32,8 +32,8 @@ TEMPERATURE = 2.0
 class ClassifierPlan:
     """What a run works on; equal plans find each other's work again."""
 
-    images: int = 4000
-    """Images in all; a sixth of them are for the test."""
+    images: int = 5000
+    """Images in all; a third of them are for the test."""
     seeds: int = 3
     """Training seeds of every arm."""
     steps: int = 1500

@@ -53,7 +53,7 @@ class TuneShiftPlan:
     @classmethod
     def quick(cls, tag: str = "") -> TuneShiftPlan:
         """A plan of one seed and fewer facts, for a first look."""
-        return cls(facts=40, seeds=1, texts=48, healing_steps=16, tag=tag)
+        return cls(facts=32, seeds=1, texts=40, healing_steps=12, tag=tag)
 
     @property
     def checkpoint_steps(self) -> int:
