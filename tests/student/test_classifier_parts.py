@@ -138,7 +138,7 @@ def test_of_equal_accuracies_the_surer_counts() -> None:
         [(0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.4, 0.1)], start=1
     ):
         progress.step = step
-        progress.note(HeldOut(accuracy, entropy), patience=2)
+        progress.count(better=progress.note(HeldOut(accuracy, entropy)), patience=2)
     assert (progress.best_step, progress.without_gain, progress.stopped_early) == (2, 2, True)
 
 

@@ -49,6 +49,15 @@ class Progress(Counted):
     best_accuracy: float = -1.0
     best_cross_entropy: float = math.inf
 
+    def note(self, found: HeldOut) -> bool:
+        """Take note of an evaluation; returns whether it was the best. Of equal accuracies the
+        lower cross-entropy counts."""
+        before = self.best_accuracy, -self.best_cross_entropy
+        better = (found.accuracy, -found.cross_entropy) > before
+        if better:
+            self.best_accuracy, self.best_cross_entropy = found.accuracy, found.cross_entropy
+        return better
+
 
 class Since:
     """Losses, images and time since the last point of the curves."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.student.classifier.course import Course, Network, Progress, Since
+from services.student.classifier.course import Course, HeldOut, Network, Progress, Since
 from services.student.classifier.data import Batch
 from services.student.classifier.losses import (
     Losses,
@@ -116,18 +116,15 @@ class _ClassifierLoop(Loop[Progress]):
         return {"step": step, **losses, "learning_rate": self._rate, "images_per_s": speed}
 
     def measure(self, point: Point) -> bool:
-        """Evaluate on `val`. Of equal accuracies the lower cross-entropy is better."""
+        """Evaluate on `val`."""
         assert self.course.heldout is not None
-        found, progress = self.course.heldout(self._network()), self.progress
+        own = self.course.heldout(self._network())
         self._since.restart()
-        accuracy, cross_entropy = map(self.ranks.agreed, (found.accuracy, found.cross_entropy))
-        check_finite(cross_entropy, f"the cross-entropy on val after step {point['step']:g}")
-        point["heldout_accuracy"], point["heldout_cross_entropy"] = accuracy, cross_entropy
-        before = progress.best_accuracy, -progress.best_cross_entropy
-        better = (accuracy, -cross_entropy) > before
-        if better:
-            progress.best_accuracy, progress.best_cross_entropy = accuracy, cross_entropy
-        return better
+        found = HeldOut(self.ranks.agreed(own.accuracy), self.ranks.agreed(own.cross_entropy))
+        check_finite(found.cross_entropy, f"the cross-entropy on val after step {point['step']:g}")
+        point["heldout_accuracy"] = found.accuracy
+        point["heldout_cross_entropy"] = found.cross_entropy
+        return self.progress.note(found)
 
     def _network(self) -> Network:
         """The student in training; shards are gathered by calling what was sharded."""
