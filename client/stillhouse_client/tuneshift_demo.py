@@ -47,18 +47,28 @@ class TuneShiftPlan:
     """Steps of 8 sequences of 128 tokens that heal the target."""
     epochs: float = 10.0
     """Passes of the target over the kept examples; every arm takes as many steps."""
+    batch_sequences: int = BATCH_SEQUENCES
+    """Sequences of a step of the target."""
     tag: str = ""
     """Part of all names and request ids; another tag runs everything anew."""
 
     @classmethod
     def quick(cls, tag: str = "") -> TuneShiftPlan:
         """A plan of one seed and fewer facts, for a first look."""
-        return cls(facts=32, seeds=1, texts=40, healing_steps=12, tag=tag)
+        return cls(
+            facts=32,
+            seeds=1,
+            texts=40,
+            healing_steps=12,
+            epochs=16.0,
+            batch_sequences=8,  # few examples are few steps: small ones leave enough of them
+            tag=tag,
+        )
 
     @property
     def checkpoint_steps(self) -> int:
         """Steps between the checkpoints of a training on the facts: about twice in each."""
-        return max(1, round(self.facts * self.epochs / BATCH_SEQUENCES / 2))
+        return max(1, round(self.facts * self.epochs / self.batch_sequences / 2))
 
     def name(self, what: str) -> str:
         """Return the name of a dataset or model of this plan."""
@@ -175,7 +185,7 @@ class TuneShiftDemo:
             training=language_pb2.LanguageTraining(
                 lora=language_pb2.Lora(rank=16),
                 epochs=self._plan.epochs,
-                batch_sequences=BATCH_SEQUENCES,
+                batch_sequences=self._plan.batch_sequences,
                 learning_rate=2e-3,
                 sequence_length=64,
                 replay_share=REPLAY_SHARE,
