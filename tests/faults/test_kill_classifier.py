@@ -63,7 +63,7 @@ def test_a_classifier_job_survives_a_death_in_every_stage(
             ("fit", 120),
         ):
             found = in_stage(rough, name, stage, steps=steps)
-            # Training goes on while another service is away, and may be over before it is back.
-            assert found or not steps or service != "student", stage
+            # A stage that needs nothing of the service may be over before it is back.
+            assert found or stage != "fit" or service != "student", stage
             restart(rough, service)
         assert _outcome(rough, name) == calm
