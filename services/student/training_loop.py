@@ -113,6 +113,10 @@ class Loop(Trainer, Generic[P]):  # type: ignore[misc]
     def measure(self, point: Point) -> bool:
         """Evaluate, note it in the point; returns whether it was the best so far."""
 
+    @abstractmethod
+    def restart_clock(self) -> None:
+        """Leave what came before, an evaluation or skipped steps, out of the speed."""
+
     @property
     def evaluates(self) -> bool:
         """Whether there is anything to evaluate on."""
@@ -160,6 +164,7 @@ class Loop(Trainer, Generic[P]):  # type: ignore[misc]
     def _evaluate_now(self, point: Point) -> None:
         self.trained.eval()
         better, patience = self.measure(point), self.options.patience
+        self.restart_clock()
         fold(self.trained)
         self.progress.count(better=better, patience=patience)
         if better and patience:
@@ -188,6 +193,7 @@ class Loop(Trainer, Generic[P]):  # type: ignore[misc]
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.load_generators(Path(checkpoint), self.ranks)
+        self.restart_clock()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(self._items)

@@ -17,12 +17,15 @@ from safetensors.torch import save_file
 from stillhouse.common.v1 import language_pb2
 from stillhouse.student.v1 import student_pb2
 from stillhouse.teacher.v1 import teacher_pb2_grpc
+from torch import nn
 
 from services.common.blobs import BlobStore
 from services.common.errors import Precondition
+from services.student import sharding
 from services.student.ranks import Ranks, join
 from services.student.runs import RunManager
 from services.student.settings import StudentSettings
+from services.student.sharding import Shared
 from services.student.slices import Slices, write
 from tests.student import classifier_suite, language_suite, suite
 from tests.student.test_language_on_policy import TEACHER, Teacher
@@ -161,6 +164,36 @@ def test_a_loss_that_is_no_number_ends_all_processes_and_says_so(supervised):
     asked.language.student = language_suite.BROKEN
     last = pair.train(asked)[-1]
     assert suite.status_code(last.error) == grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_fewer_images_a_step_than_processes_are_refused(supervised):
+    pair = supervised(2)
+    last = pair.train(classifier(pair.blobs, "few", batch_images=1))[-1]
+    assert suite.status_code(last.error) == grpc.StatusCode.FAILED_PRECONDITION
+    assert "use at least 2, or fewer STUDENT_PROCESSES" in last.error.message
+
+
+def test_a_weight_without_rows_cannot_be_shared():
+    module = nn.Module()
+    module.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(Precondition, match="scale is a scalar"):
+        Shared(module, Ranks(0, 2))
+
+
+def test_the_whole_has_tied_weights_and_every_buffer(monkeypatch):
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[1].weight = module[0].weight
+    module.register_buffer("mask", None)
+    module.register_buffer("scale", torch.ones(1))
+    monkeypatch.setattr(sharding, "fully_shard", lambda *_, **__: None)
+    monkeypatch.setattr(sharding, "init_device_mesh", lambda *_, **__: None)
+    whole = Shared(module, Ranks(0, 2)).whole()
+    assert whole is not module
+    assert whole.mask is None
+    assert torch.equal(whole.scale, module.scale)
+    assert whole[1].weight is whole[0].weight
+    assert torch.equal(whole[0].weight, module[0].weight)
+    assert torch.equal(whole[1].bias, module[1].bias)
 
 
 def same_curves(alone, pair, make) -> None:

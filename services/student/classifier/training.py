@@ -115,11 +115,14 @@ class _ClassifierLoop(Loop[Progress]):
         speed = count / max(seconds, 1e-9)
         return {"step": step, **losses, "learning_rate": self._rate, "images_per_s": speed}
 
+    def restart_clock(self) -> None:
+        """Count seconds from now."""
+        self._since.restart()
+
     def measure(self, point: Point) -> bool:
         """Evaluate on `val`."""
         assert self.course.heldout is not None
         own = self.course.heldout(self._network())
-        self._since.restart()
         found = HeldOut(self.ranks.agreed(own.accuracy), self.ranks.agreed(own.cross_entropy))
         check_finite(found.cross_entropy, f"the cross-entropy on val after step {point['step']:g}")
         point["heldout_accuracy"] = found.accuracy
@@ -131,7 +134,3 @@ class _ClassifierLoop(Loop[Progress]):
         if self.ranks.alone:
             return self.trained.student  # type: ignore[no-any-return]
         return lambda images: self.trained(images)[0]  # type: ignore[no-any-return]
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        self._since.restart()

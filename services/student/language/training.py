@@ -110,19 +110,18 @@ class _LanguageLoop(Loop[Progress]):
         speed = count / max(seconds, 1e-9)
         return {"step": step, "loss": loss, "learning_rate": self._rate, "tokens_per_s": speed}
 
+    def restart_clock(self) -> None:
+        """Count seconds from now."""
+        self._since.restart()
+
     def measure(self, point: Point) -> bool:
         """Evaluate on the held-out sequences."""
         assert self.course.heldout is not None
         found = self.ranks.agreed(self.course.heldout(self.trained))
         point["heldout_cross_entropy"] = found
-        self._since.restart()
         better = found < self.progress.best
         self.progress.best = min(found, self.progress.best)
         return better
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        self._since.restart()
 
 
 def _layers_of(model: Any) -> Sequence[nn.Module]:
