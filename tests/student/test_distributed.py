@@ -167,10 +167,10 @@ def test_a_loss_that_is_no_number_ends_all_processes_and_says_so(supervised):
 
 
 def test_fewer_images_a_step_than_processes_are_refused(supervised):
-    pair = supervised(2)
-    last = pair.train(classifier(pair.blobs, "few", batch_images=1))[-1]
+    three = supervised(3)
+    last = three.train(classifier(three.blobs, "few", batch_images=2))[-1]
     assert suite.status_code(last.error) == grpc.StatusCode.FAILED_PRECONDITION
-    assert "use at least 2, or fewer STUDENT_PROCESSES" in last.error.message
+    assert "use at least 3, or fewer STUDENT_PROCESSES" in last.error.message
 
 
 def test_a_weight_without_rows_cannot_be_shared():
