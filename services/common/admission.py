@@ -42,7 +42,8 @@ class Load:
 
 
 class Door:
-    """Counts what is inside, from admission to answer, and refuses what is too much."""
+    """Counts what is inside, from a call's arrival until its items run, and refuses what is too
+    much."""
 
     def __init__(self, name: str, limit: Load, weight: Weights, *, unit: str = "items") -> None:
         self._name, self._limit, self._weight, self._unit = name, limit, weight, unit
@@ -94,9 +95,8 @@ class Door:
             )
 
     def check_time(self, *, wait_s: float, time_left_s: float | None) -> None:
-        """Raise NotInTime where an answer in `wait_s` seconds comes after the caller's deadline. An
-        empty queue refuses nobody, so that an estimate that is too long is measured again."""
-        if time_left_s is None or wait_s <= time_left_s or not self.total.items:
+        """Raise NotInTime where an answer in `wait_s` seconds comes after the caller's deadline."""
+        if time_left_s is None or wait_s <= time_left_s:
             return
         raise NotInTime(
             f"{self._name} would answer in about {wait_s:.1f} s, the call has {time_left_s:.1f} s",
@@ -131,8 +131,8 @@ class Door:
 
 
 class Place:
-    """What an admitted call holds of a queue: its items until they are served or, where `hold` says
-    so, until the call ends."""
+    """What an admitted call holds of a queue: its items until they run or, where `hold` says so,
+    until the call ends."""
 
     def __init__(
         self,

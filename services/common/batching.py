@@ -77,12 +77,12 @@ class Batcher(Generic[T, R]):
         time_left_s: float | None = None,
         hold: bool = False,
     ) -> Iterator[Place]:
-        """Count a call in while the block runs, before anything is done for it.
+        """Count a call in before anything is done for it, until its items run or the block ends.
 
         `cost` is in the queue's unit, the number of items where None. Raises QuotaReached or
         Overloaded where there is no room, NotInTime where the answer would come after
         `time_left_s`, PeerUnavailable where the batcher is closed. With `hold` the items count
-        until the end of the block instead of until they are served.
+        until the end of the block in any case.
         """
         load = Load(items, items if cost is None else cost)
         now_s = time.perf_counter()
@@ -144,7 +144,10 @@ class Batcher(Generic[T, R]):
         ahead = self._door.ahead(flow, load.cost)
         try:
             self._door.check_room(flow, load, now_s=now_s, per_s=self._meter.per_s(now_s))
-            self._door.check_time(wait_s=self._meter.wait_s(ahead, now_s), time_left_s=time_left_s)
+            # An idle queue refuses nobody, so that an estimate that is too long is measured again.
+            if self._door.total.items or self._turn.locked():
+                wait_s = self._meter.wait_s(ahead, now_s)
+                self._door.check_time(wait_s=wait_s, time_left_s=time_left_s)
         except Overloaded as error:
             metrics.REFUSED_ITEMS.labels(self._name, error.reason).inc(load.items)
             raise
@@ -196,9 +199,13 @@ class Batcher(Generic[T, R]):
             entry.future.cancel()
 
     def _remove(self, entries: Collection[Entry[T, R]]) -> int:
-        removed = sum(len(entry.items) for entry in self._queue.remove(entries))
-        self._count(-removed)
-        return removed
+        """Take entries out of the queue, with their places; returns the number of items."""
+        removed = self._queue.remove(entries)
+        for entry in removed:
+            entry.place.release(Load(len(entry.items), entry.cost))
+        items = sum(len(entry.items) for entry in removed)
+        self._count(-items)
+        return items
 
     def _count(self, change: int) -> None:
         self._waiting += change

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from services.common import logs, metrics
-from services.common.admission import Load, Place
+from services.common.admission import Place
 from services.common.device import Device
 from services.common.errors import OutOfMemory, is_out_of_memory
 from services.common.fairness import Flow
@@ -125,7 +125,6 @@ class Passes(Generic[T, R]):
             mine, at = results[at : at + len(entry.items)], at + len(entry.items)
             queue_s = started_s - entry.queued_s
             metrics.QUEUE_SECONDS.labels(self._name).observe(queue_s)
-            entry.place.release(Load(len(entry.items), entry.cost))
             if not entry.future.done():
                 entry.future.set_result(
                     [Served(one, queue_s * 1000, compute_s * 1000, len(results)) for one in mine]
@@ -142,6 +141,5 @@ def _by_flow(entries: Collection[Entry[T, R]]) -> dict[Flow, float]:
 def fail(entries: Collection[Entry[T, R]], error: Exception) -> None:
     """Give entries an error instead of results."""
     for entry in entries:
-        entry.place.release(Load(len(entry.items), entry.cost))
         if not entry.future.done():
             entry.future.set_exception(error)

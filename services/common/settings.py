@@ -43,8 +43,8 @@ class ServiceSettings(BaseSettings):
     max_image_pixels: int = Field(64_000_000, ge=1)
     """Largest decoded image, width times height."""
     max_queue_items: int = Field(1024, ge=1)
-    """Items that may be in a model's queue, from a call's arrival until they are computed, before
-    calls are refused with RESOURCE_EXHAUSTED. Projects share the room by their weights, with place
+    """Items that may wait for a model, from their call's arrival on, before calls are refused with
+    RESOURCE_EXHAUSTED. Projects share the room by their weights, with place
     kept for a newcomer: alone a project may fill half of it, beside another a third."""
     reflection: bool = True
     """Serve gRPC reflection."""

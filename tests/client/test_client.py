@@ -117,7 +117,7 @@ def test_a_refusal_says_when_to_come_again() -> None:
     assert isinstance(found := from_status(status), Overloaded)
     assert found.retry_after_s == 0
     info = error_details_pb2.RetryInfo(
-        retry_delay=duration_pb2.Duration(seconds=2, nanos=500_000_000)
+        retry_delay=duration_pb2.Duration(seconds=2, nanos=5 * 10**8)
     )
     status.details.add().Pack(info)
     assert isinstance(found := from_status(status), Overloaded)

@@ -118,10 +118,8 @@ def test_a_quota_is_told_as_one() -> None:
     assert again.retry_after_s == pytest.approx(refused.value.retry_after_s)
 
 
-def test_what_comes_too_late_is_refused_unless_nothing_is_ahead() -> None:
+def test_what_comes_too_late_is_refused() -> None:
     at = door()
-    at.check_time(wait_s=9.0, time_left_s=1.0)
-    ask(at, A, 1)
     at.check_time(wait_s=9.0, time_left_s=None)
     at.check_time(wait_s=0.5, time_left_s=1.0)
     with pytest.raises(NotInTime) as refused:

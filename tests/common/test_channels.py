@@ -1,4 +1,4 @@
-"""Attempts are repeated while a peer is away, and at the pace it asks for while it is overloaded."""
+"""Attempts are repeated while a peer is away, and when it says so while it is overloaded."""
 
 from __future__ import annotations
 
