@@ -59,8 +59,10 @@ class Mismatch(ClientError):
 
 
 class Overloaded(ClientError):
-    """The server's queue is full."""
+    """The server has no room, or no time before the deadline; `retry_after_s` is when it expects to
+    have some, 0 where it does not say."""
 
+    retry_after_s = 0.0
     hint = "the server is busy; try again in a moment"
 
 
@@ -116,6 +118,7 @@ def from_status(status: status_pb2.Status) -> ClientError:
     """Return the error of a `google.rpc.Status`, as calls and per-item results carry it."""
     kind = _BY_CODE.get(status.code, ServerFault)
     fields: dict[str, str] = {}
+    retry_after_s = 0.0
     for detail in _details(status):
         if isinstance(detail, error_details_pb2.BadRequest):
             fields |= {v.field: v.description for v in detail.field_violations if v.field}
@@ -123,7 +126,12 @@ def from_status(status: status_pb2.Status) -> ClientError:
             fields |= {v.subject: v.description for v in detail.violations}
         elif isinstance(detail, error_details_pb2.ResourceInfo) and detail.resource_name:
             fields["resource"] = detail.resource_name
-    return kind(status.message or kind.__name__, fields=fields)
+        elif isinstance(detail, error_details_pb2.RetryInfo):
+            retry_after_s = detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9
+    found = kind(status.message or kind.__name__, fields=fields)
+    if isinstance(found, Overloaded):
+        found.retry_after_s = retry_after_s
+    return found
 
 
 def from_call(error: grpc.aio.AioRpcError) -> ClientError:
@@ -142,6 +150,7 @@ def _details(status: status_pb2.Status) -> list[Message]:
         error_details_pb2.BadRequest,
         error_details_pb2.PreconditionFailure,
         error_details_pb2.ResourceInfo,
+        error_details_pb2.RetryInfo,
     )
     found: list[Message] = []
     for packed in status.details:

@@ -53,7 +53,7 @@ class Transport:
     async def call(
         self, method: Callable[..., Awaitable[R]], request: Any, *, timeout_s: float = 0.0
     ) -> R:
-        """Call a unary method.
+        """Call a unary method; a server that is overloaded says itself how long to pause.
 
         Every mutating request carries a request id, so all calls are safe to repeat. Raises the
         ClientError that the status stands for.
@@ -66,6 +66,8 @@ class Transport:
                 error = from_call(failed)
             if not isinstance(error, ServerAway | Overloaded):
                 raise error
+            if isinstance(error, Overloaded):
+                pause_s = max(pause_s, error.retry_after_s)
             if time.monotonic() + pause_s > until_s:
                 raise self._named(error)
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))

@@ -1,145 +1,242 @@
-"""A bounded queue that joins concurrent callers into batches and runs them in one worker thread.
+"""A bounded queue that joins concurrent callers into batches for one model.
 
-Two lanes share the thread in turn. Online items join whatever batch is forming. A shard runs by
-itself at one
-fixed, padded shape, so that the last bits of its results do not depend on the rest of the queue.
+Online items join whatever batch is forming. A shard runs by itself at one fixed, padded shape, so
+that the last bits of its results do not depend on the rest of the queue. Who is next is decided by
+fair shares of time (`fairness`, `device`), who is let in by room and deadline (`admission`), what
+makes a batch by kind of item (`packing`), how large it may be by measured time and memory
+(`meter`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from services.common import metrics
-from services.common.errors import Overloaded, PeerUnavailable
+from services.common.admission import Door, Load, Place
+from services.common.device import Device
+from services.common.errors import NotInTime, Overloaded, PeerUnavailable
+from services.common.fairness import ONLINE, FairQueue, Flow, Key
+from services.common.meter import Meter
+from services.common.pace import Arrivals
+from services.common.packing import ItemPacking, Packing, form
+from services.common.passes import Entry, Passes, Run, Served, fail
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Run = Callable[[list[T], int], list[R]]
-"""Runs a batch padded to the given size (never smaller than the batch) and returns one result per
-item."""
-
-
-@dataclass(frozen=True)
-class Served(Generic[R]):
-    """A result and what it took."""
-
-    result: R
-    queue_ms: float
-    compute_ms: float
-    batch_size: int
-
-
-@dataclass
-class _Entry(Generic[T, R]):
-    items: list[T]
-    future: asyncio.Future[list[Served[R]]]
-    queued_s: float
+__all__ = ["Batcher", "Run", "Served"]
 
 
 class Batcher(Generic[T, R]):
-    """Joins callers into batches. Use from one event loop; `run` is called in `executor`'s
-    thread."""
+    """Joins callers into batches on a device. Use from one event loop; `run` is called in the
+    device's thread."""
 
     def __init__(
         self,
         run: Run[T, R],
-        executor: ThreadPoolExecutor,
+        device: Device,
         *,
         name: str,
         max_batch: int = 32,
-        wait_ms: float = 2.0,
-        max_queue: int = 1024,
         shard_batch: int = 16,
+        packing: Packing[T] | None = None,
+        wait_ms: float = 2.0,
+        max_batch_ms: float = 0.0,
+        max_queue: int = 1024,
+        max_queue_cost: float = math.inf,
     ) -> None:
-        self._run, self._executor, self._name = run, executor, name
-        self.max_batch, self.wait_ms = max_batch, wait_ms
-        self.max_queue, self.shard_batch = max_queue, shard_batch
-        self._online: deque[_Entry[T, R]] = deque()
-        self._shards: deque[_Entry[T, R]] = deque()
-        self._waiting = 0
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
+        """`packing` stands for `max_batch` and `shard_batch` where items differ in cost. Online
+        passes larger than one item take `max_batch_ms` at most; 0 sets no limit."""
+        self._device, self._name = device, name
+        self._packing: Packing[T] = packing or ItemPacking(max_batch, shard_batch)
+        self._wait_s = wait_ms / 1000
+        self._meter = Meter(self._packing.most, max_batch_s=max_batch_ms / 1000 or math.inf)
+        self._passes = Passes(run, device, self._meter, self._packing, name=name)
+        self._door = Door(
+            name,
+            Load(max_queue, max_queue_cost),
+            device.clock.weight,
+            unit=self._packing.unit,
+        )
+        self._queue: FairQueue[Entry[T, R]] = FairQueue(device.clock)
+        self._arrivals = Arrivals()
+        self._wake, self._turn = asyncio.Event(), asyncio.Lock()
+        self._waiting, self._closed = 0, False
 
-    async def submit(self, items: Sequence[T], *, shard: bool = False) -> list[Served[R]]:
+    @contextmanager
+    def admitted(
+        self,
+        items: int,
+        flow: Flow,
+        *,
+        cost: float | None = None,
+        time_left_s: float | None = None,
+        hold: bool = False,
+    ) -> Iterator[Place]:
+        """Count a call in before anything is done for it, until its items run or the block ends.
+
+        `cost` is in the queue's unit, the number of items where None. Raises QuotaReached or
+        Overloaded where there is no room, NotInTime where the answer would come after
+        `time_left_s`, PeerUnavailable where the batcher is closed. With `hold` the items count
+        until the end of the block in any case.
+        """
+        load = Load(items, items if cost is None else cost)
+        now_s = time.perf_counter()
+        self._admit(flow, load, time_left_s, now_s)
+        deadline_s = math.inf if time_left_s is None else now_s + time_left_s
+        place = Place(self._door, flow, load, deadline_s=deadline_s, hold=hold)
+        try:
+            yield place
+        finally:
+            place.leave()
+
+    async def submit(
+        self,
+        items: Sequence[T],
+        *,
+        flow: Flow = ONLINE,
+        place: Place | None = None,
+        time_left_s: float | None = None,
+    ) -> list[Served[R]]:
         """Run `items` and return their results in order.
 
-        Raises Overloaded where the queue has no room for all of them, PeerUnavailable where the
-        batcher is
-        closed, and whatever `run` raises. Cancelling the caller takes its items out of the queue.
+        A call that was `admitted` gives its place; another gives its flow, is admitted here, and
+        raises what that raises. Also raises OutOfMemory, NotInTime where the deadline passes in the
+        queue, and whatever `run` raises. Cancelling the caller takes its items out of the queue.
         """
         if not items:
             return []
+        costs = [self._packing.cost(item) for item in items]
+        if place is not None:
+            return await self._wait_for(items, costs, place)
+        asked = self.admitted(len(items), flow, cost=sum(costs), time_left_s=time_left_s)
+        with asked as place:
+            return await self._wait_for(items, costs, place)
+
+    async def probe(self, item: T) -> Served[R]:
+        """Run one item that no limit refuses: a canary asks whether the model computes, not whether
+        the queue has room."""
+        cost = self._packing.cost(item)
+        place = Place(self._door, ONLINE, Load(1, cost))
+        try:
+            (served,) = await self._wait_for([item], [cost], place)
+        finally:
+            place.leave()
+        return served
+
+    async def close(self) -> None:
+        """Refuse new work and what waits, and return once the batch in flight is done."""
+        self._closed = True
+        waiting = list(self._queue)
+        self._remove(waiting)
+        fail(waiting, PeerUnavailable("the service is shutting down"))
+        self._wake.set()
+        async with self._turn:
+            pass
+
+    def _admit(self, flow: Flow, load: Load, time_left_s: float | None, now_s: float) -> None:
         if self._closed:
             raise PeerUnavailable("the service is shutting down")
-        if self._waiting + len(items) > self.max_queue and self._waiting:
-            raise Overloaded(
-                f"{self._waiting} items wait for {self._name}; the limit is {self.max_queue}"
-            )
-        size = self.shard_batch if shard else 1
-        lane = self._shards if shard else self._online
-        entries = [
-            self._enqueue(lane, list(items[at : at + size])) for at in range(0, len(items), size)
-        ]
-        if self._task is None:
-            self._task = asyncio.create_task(self._loop(), name=f"batcher {self._name}")
+        ahead = self._door.ahead(flow, load.cost)
+        try:
+            self._door.check_room(flow, load, now_s=now_s, per_s=self._meter.per_s(now_s))
+            # An idle queue refuses nobody, so that an estimate that is too long is measured again.
+            if self._door.total.items or self._turn.locked():
+                wait_s = self._meter.wait_s(ahead, now_s)
+                self._door.check_time(wait_s=wait_s, time_left_s=time_left_s)
+        except Overloaded as error:
+            metrics.REFUSED_ITEMS.labels(self._name, error.reason).inc(load.items)
+            raise
+
+    async def _wait_for(
+        self, items: Sequence[T], costs: Sequence[float], place: Place
+    ) -> list[Served[R]]:
+        if self._closed:
+            raise PeerUnavailable("the service is shutting down")
+        shard = place.flow.shard
+        groups = self._packing.cut(costs) if shard else [[at] for at in range(len(items))]
+        entries = [self._enqueue(items, costs, group, place) for group in groups]
+        self._arrivals.note(time.perf_counter())
         self._wake.set()
+        self._device.wake(self)
         try:
             served = await asyncio.gather(*(entry.future for entry in entries))
         finally:
-            for entry in entries:
-                entry.future.cancel()
-        return [one for group in served for one in group]
+            self._withdraw(entries)
+        found = {
+            at: one
+            for group, ones in zip(groups, served, strict=True)
+            for at, one in zip(group, ones, strict=True)
+        }
+        return [found[at] for at in range(len(items))]
 
-    async def close(self) -> None:
-        """Refuse new work and stop once the batch in flight is done."""
-        self._closed = True
-        for entry in [*self._online, *self._shards]:
-            entry.future.cancel()
-        if self._task is not None:
-            self._wake.set()
-            await self._task
-
-    def _enqueue(self, lane: deque[_Entry[T, R]], items: list[T]) -> _Entry[T, R]:
+    def _enqueue(
+        self, items: Sequence[T], costs: Sequence[float], group: list[int], place: Place
+    ) -> Entry[T, R]:
         future: asyncio.Future[list[Served[R]]] = asyncio.get_running_loop().create_future()
-        entry = _Entry(items, future, time.perf_counter())
-        lane.append(entry)
-        self._count(len(items))
+        entry = Entry(
+            [items[at] for at in group],
+            [costs[at] for at in group],
+            place,
+            future,
+            time.perf_counter(),
+        )
+        self._queue.push(entry)
+        self._count(len(group))
         return entry
+
+    def _withdraw(self, entries: Collection[Entry[T, R]]) -> None:
+        """Take what a caller that left is still waiting for out of the queue."""
+        left = [one for one in entries if one.future.cancelled() or not one.future.done()]
+        if not left:
+            return
+        metrics.DROPPED_ITEMS.labels(self._name).inc(self._remove(left))
+        for entry in left:
+            entry.future.cancel()
+
+    def _remove(self, entries: Collection[Entry[T, R]]) -> int:
+        """Take entries out of the queue, with their places; returns the number of items."""
+        removed = self._queue.remove(entries)
+        for entry in removed:
+            entry.place.release(Load(len(entry.items), entry.cost))
+        items = sum(len(entry.items) for entry in removed)
+        self._count(-items)
+        return items
 
     def _count(self, change: int) -> None:
         self._waiting += change
         metrics.QUEUE_ITEMS.labels(self._name).set(self._waiting)
 
-    async def _loop(self) -> None:
-        shard_turn = False
-        while not self._closed:
-            if not self._online and not self._shards:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            shard_turn = bool(self._shards) and (shard_turn or not self._online)
-            if shard_turn:
-                await self._serve(self._take(self._shards, 1), self.shard_batch)
-            else:
+    def head(self) -> tuple[Key, Flow] | None:
+        """See device.Source."""
+        return self._queue.head()
+
+    async def serve(self, *, alone: bool) -> None:
+        """See device.Source."""
+        async with self._turn:
+            if alone:
                 await self._fill()
-                batch = self._take(self._online, self.max_batch)
-                await self._serve(batch, sum(len(entry.items) for entry in batch))
-            shard_turn = not shard_turn
+            self._drop(time.perf_counter())
+            found = self._queue.head()
+            if found is None:
+                return
+            entries = self._take(found[1])
+            await self._passes.serve(entries, shard=found[1].shard)
+            inside, now_s = self._door.total.cost, time.perf_counter()
+            self._meter.end(sum(e.cost for e in entries), inside=inside, now_s=now_s)
 
     async def _fill(self) -> None:
-        """Wait, at most `wait_ms` from the oldest item's arrival, for a full batch."""
-        until_s = self._online[0].queued_s + self.wait_ms / 1000
-        while len(self._online) < self.max_batch and not self._closed:
-            left_s = until_s - time.perf_counter()
-            if left_s <= 0:
+        """Wait for a full batch, as long as calls come fast enough to be waited for."""
+        while (found := self._queue.head()) and not found[1].shard and not self._closed:
+            now_s = time.perf_counter()
+            waiting = self._queue.costs(shard=False)
+            oldest_s = min(self._queue.first(flow).queued_s for flow in waiting)
+            left_s = self._arrivals.wait_until(oldest_s, self._wait_s) - now_s
+            if left_s <= 0 or sum(waiting.values()) >= self._meter.room(now_s):
                 return
             self._wake.clear()
             try:
@@ -148,45 +245,22 @@ class Batcher(Generic[T, R]):
             except TimeoutError:
                 return
 
-    def _take(self, lane: deque[_Entry[T, R]], limit: int) -> list[_Entry[T, R]]:
-        taken: list[_Entry[T, R]] = []
-        while lane and len(taken) < limit:
-            entry = lane.popleft()
-            self._count(-len(entry.items))
-            if entry.future.done():
-                metrics.DROPPED_ITEMS.labels(self._name).inc(len(entry.items))
-            else:
-                taken.append(entry)
+    def _drop(self, now_s: float) -> None:
+        """Drop what nobody waits for or nobody can have in time, before anything is computed for
+        it."""
+        gone = [entry for entry in self._queue if entry.future.done()]
+        metrics.DROPPED_ITEMS.labels(self._name).inc(self._remove(gone))
+        late = [entry for entry in self._queue if entry.place.deadline_s <= now_s]
+        metrics.REFUSED_ITEMS.labels(self._name, "EXPIRED").inc(self._remove(late))
+        fail(late, NotInTime(f"the deadline passed while {self._name} was busy"))
+
+    def _take(self, flow: Flow) -> list[Entry[T, R]]:
+        if flow.shard:
+            taken = [self._queue.first(flow)]
+        else:
+            room = self._meter.room(time.perf_counter())
+            metrics.BATCH_LIMIT.labels(self._name).set(room)
+            weight = self._device.clock.weight
+            taken = form(self._queue, self._packing, self._meter.pace, room, weight)
+        self._remove(taken)
         return taken
-
-    async def _serve(self, entries: list[_Entry[T, R]], shape: int) -> None:
-        items = [item for entry in entries for item in entry.items]
-        if not items:
-            return
-        started_s = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        try:
-            results = await loop.run_in_executor(
-                self._executor, self._run, items, max(shape, len(items))
-            )
-        except Exception as error:  # whatever the model raises belongs to its callers
-            for entry in entries:
-                if not entry.future.done():
-                    entry.future.set_exception(error)
-            return
-        self._deliver(entries, results, started_s, time.perf_counter() - started_s)
-
-    def _deliver(
-        self, entries: list[_Entry[T, R]], results: list[R], started_s: float, compute_s: float
-    ) -> None:
-        metrics.BATCH_ITEMS.labels(self._name).observe(len(results))
-        metrics.COMPUTE_SECONDS.labels(self._name).observe(compute_s)
-        at = 0
-        for entry in entries:
-            mine, at = results[at : at + len(entry.items)], at + len(entry.items)
-            queue_s = started_s - entry.queued_s
-            metrics.QUEUE_SECONDS.labels(self._name).observe(queue_s)
-            if not entry.future.done():
-                entry.future.set_result(
-                    [Served(one, queue_s * 1000, compute_s * 1000, len(results)) for one in mine]
-                )

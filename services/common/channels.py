@@ -19,6 +19,7 @@ from services.common.errors import Overloaded, PeerUnavailable, StillhouseError,
 
 R = TypeVar("R")
 _log = logs.get(__name__)
+_LONGEST_HINT_S = 60.0
 
 
 def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
@@ -59,12 +60,14 @@ async def call(
 
 async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, what: str) -> R:
     """Run `attempt` again, with growing pauses, while a peer is away or overloaded, for
-    `give_up_s` at most."""
+    `give_up_s` at most. A peer that is overloaded says itself how long to pause."""
     until_s, pause_s = time.monotonic() + give_up_s, 0.1
     while True:
         try:
             return await attempt()
         except (PeerUnavailable, Overloaded) as error:
+            if not isinstance(error, PeerUnavailable):
+                pause_s = min(max(pause_s, error.retry_after_s), _LONGEST_HINT_S)
             if time.monotonic() + pause_s > until_s:
                 raise
             _log.info(

@@ -7,7 +7,10 @@ StillhouseError
 ├── Precondition        FAILED_PRECONDITION  PreconditionFailure: what differs
 │   └── HeadMoved       FAILED_PRECONDITION  reason HEAD_MOVED, metadata head_version
 ├── Overloaded          RESOURCE_EXHAUSTED   RetryInfo
+│   ├── QuotaReached    RESOURCE_EXHAUSTED   reason QUOTA_REACHED, RetryInfo, QuotaFailure
+│   └── NotInTime       RESOURCE_EXHAUSTED   reason NOT_IN_TIME, RetryInfo
 ├── OutOfSpace          RESOURCE_EXHAUSTED   reason OUT_OF_SPACE; nobody tries again by itself
+├── OutOfMemory         RESOURCE_EXHAUSTED   reason OUT_OF_MEMORY; nobody tries again by itself
 ├── PeerUnavailable     UNAVAILABLE          RetryInfo
 ├── Cancelled           CANCELLED
 ├── Unsupported         UNIMPLEMENTED
@@ -25,6 +28,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "stillhouse"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class StillhouseError(Exception):
@@ -151,6 +155,28 @@ class Overloaded(StillhouseError):
         return [error_details_pb2.RetryInfo(retry_delay=_duration(self.retry_after_s))]
 
 
+class QuotaReached(Overloaded):
+    """The caller's project holds its share of the queue; others still have room."""
+
+    reason = "QUOTA_REACHED"
+
+    def __init__(self, message: str, *, subject: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.subject = subject
+
+    def details(self) -> list[Message]:
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject=self.subject, description=self.message
+        )
+        return [*super().details(), error_details_pb2.QuotaFailure(violations=[violation])]
+
+
+class NotInTime(Overloaded):
+    """The answer would come after the caller's deadline, so nothing is computed."""
+
+    reason = "NOT_IN_TIME"
+
+
 class PeerUnavailable(Overloaded):
     """Another service, or this one while it starts or drains, cannot answer now."""
 
@@ -163,6 +189,13 @@ class OutOfSpace(StillhouseError):
 
     code = code_pb2.RESOURCE_EXHAUSTED
     reason = "OUT_OF_SPACE"
+
+
+class OutOfMemory(StillhouseError):
+    """A forward pass does not fit into memory, and cannot be made smaller."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "OUT_OF_MEMORY"
 
 
 class Cancelled(StillhouseError):
@@ -198,9 +231,14 @@ _BY_CODE: dict[int, type[StillhouseError]] = {
 
 def from_status(status: status_pb2.Status) -> StillhouseError:
     """Return the error a status stands for; an unknown code becomes Internal."""
-    if _reason(status) == OutOfSpace.reason:
-        return OutOfSpace(status.message)
-    return _BY_CODE.get(status.code, Internal)(status.message)
+    reason = _reason(status)
+    for kind in (OutOfSpace, OutOfMemory):
+        if reason == kind.reason:
+            return kind(status.message)
+    found = _BY_CODE.get(status.code, Internal)
+    if issubclass(found, Overloaded):
+        return found(status.message, retry_after_s=_retry_after_s(status))
+    return found(status.message)
 
 
 def is_out_of_space(error: BaseException) -> bool:
@@ -211,6 +249,15 @@ def is_out_of_space(error: BaseException) -> bool:
     return any(f"(os error {code})" in str(error) for code in _NO_SPACE)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a computation failed because memory is full, a device's or the machine's."""
+    # By name, because torch's class is not known here; its CPU allocator has it in the text alone.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
+    )
+
+
 def _reason(status: status_pb2.Status) -> str:
     """Return the reason that a status' ErrorInfo gives; empty where it has none."""
     for detail in status.details:
@@ -218,6 +265,15 @@ def _reason(status: status_pb2.Status) -> str:
         if detail.Unpack(info):
             return str(info.reason)
     return ""
+
+
+def _retry_after_s(status: status_pb2.Status) -> float:
+    """Return the seconds of a status' RetryInfo; 1 where it has none."""
+    for detail in status.details:
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return float(info.retry_delay.seconds + info.retry_delay.nanos / 1e9)
+    return 1.0
 
 
 def _pack(message: Message) -> any_pb2.Any:

@@ -17,7 +17,14 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from services.common import logs, metrics
-from services.common.errors import Internal, Overloaded, StillhouseError, is_out_of_space
+from services.common.errors import (
+    Internal,
+    OutOfMemory,
+    Overloaded,
+    StillhouseError,
+    is_out_of_memory,
+    is_out_of_space,
+)
 
 REQUEST_ID = "x-request-id"
 _DISK_FULL_S = 60.0
@@ -29,6 +36,11 @@ if TYPE_CHECKING:
 else:
     Context = grpc.aio.ServicerContext
 """The context a servicer method gets; gRPC's class takes parameters in its stubs alone."""
+
+
+def time_left_s(context: Context | None) -> float | None:
+    """Return the seconds that a call has until its caller's deadline; None where it has none."""
+    return None if context is None else context.time_remaining()
 
 
 def is_request_id(text: str) -> bool:
@@ -77,6 +89,9 @@ class _Call:
             _log.error("no space left", method=self.method, why=str(error))
             said = "the service's disk is full and the call was not done; make room and try again"
             return Overloaded(said, retry_after_s=_DISK_FULL_S).to_status()
+        if is_out_of_memory(error):
+            _log.error("no memory left", method=self.method, why=str(error)[:300])
+            return OutOfMemory("the call does not fit into memory; ask for less").to_status()
         _log.error("unexpected error", method=self.method, exc_info=error)
         return Internal(f"internal error; quote request id {self.request_id}").to_status()
 

@@ -17,6 +17,17 @@ COMPUTE_SECONDS = Histogram("stillhouse_compute_seconds", "Duration of forward p
 DROPPED_ITEMS = Counter(
     "stillhouse_dropped_items", "Items whose caller left while they waited.", ["model"]
 )
+REFUSED_ITEMS = Counter(
+    "stillhouse_refused_items", "Items refused before anything was computed.", ["model", "reason"]
+)
+OUT_OF_MEMORY = Counter(
+    "stillhouse_out_of_memory", "Forward passes that did not fit into memory.", ["model"]
+)
+BATCH_LIMIT = Gauge(
+    "stillhouse_batch_limit",
+    "Largest forward pass for online calls at present, by time and memory, in items or tokens.",
+    ["model"],
+)
 CACHE_LOOKUPS = Counter("stillhouse_cache_lookups", "Cache look-ups.", ["outcome"])
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.fairness import Weights
 
 MIB = 1 << 20
 
@@ -41,7 +43,9 @@ class ServiceSettings(BaseSettings):
     max_image_pixels: int = Field(64_000_000, ge=1)
     """Largest decoded image, width times height."""
     max_queue_items: int = Field(1024, ge=1)
-    """Items that may wait for a model before calls are refused with RESOURCE_EXHAUSTED."""
+    """Items that may wait for a model, from their call's arrival on, before calls are refused with
+    RESOURCE_EXHAUSTED. Projects share the room by their weights, with place
+    kept for a newcomer: alone a project may fill half of it, beside another a third."""
     reflection: bool = True
     """Serve gRPC reflection."""
 
@@ -62,6 +66,22 @@ class ModelSettings(ServiceSettings):
     max_batch: int = Field(32, ge=1)
     """Largest batch of a forward pass for online calls."""
     batch_wait_ms: float = Field(2.0, ge=0)
-    """How long a forming batch waits for more items."""
+    """How long a forming batch waits for more items, at most; it does not wait where calls come
+    further apart than this."""
+    max_batch_ms: float = Field(500.0, ge=0)
+    """How long a forward pass for online calls may take: batches are made smaller than `max_batch`
+    where the measured time says so. What a lone call waits at most for somebody else's batch; 0
+    sets no limit."""
     shard_batch: int = Field(16, ge=1)
     """The fixed, padded batch shape of job shards."""
+    project_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Shares of computing time where several projects want more than there is, as a JSON object;
+    a project that is not named weighs 1."""
+    job_weight: float = Field(0.1, gt=0, le=1)
+    """Share of a project's jobs against its online calls: what jobs keep while online calls would
+    fill the device. Jobs take all that online calls leave."""
+
+    @property
+    def weights(self) -> Weights:
+        """The shares of projects and jobs."""
+        return Weights(self.project_weights, self.job_weight)

@@ -1,15 +1,13 @@
-"""From an image on the wire to a tensor: read, decoded and preprocessed, with bounded work and
-memory.
+"""From an image on the wire to a tensor: read, decoded and preprocessed, the threads shared fairly
+between projects.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from google.rpc import status_pb2
 from stillhouse.common.v1 import items_pb2
@@ -17,8 +15,9 @@ from torch import Tensor
 
 from services.common import images
 from services.common.blobs import BlobStore
-from services.common.errors import Overloaded
-from services.common.inputs import check_batch, each, read_bytes
+from services.common.fair_pool import FairPool
+from services.common.fairness import Flow
+from services.common.inputs import each, read_bytes
 from services.common.settings import ModelSettings
 from services.torch_common.preprocess import Preprocessing
 
@@ -33,42 +32,22 @@ class Prepared:
 
 
 class Intake:
-    """Prepares the images of calls, and refuses calls once too many images are in the service.
-
-    Every image counts from its call's arrival to its answer, so that decoded tensors are bounded by
-    `max_queue_items` however many callers there are.
-    """
+    """Prepares the images of calls. A call is admitted by its queue first, so that decoded tensors
+    are bounded however many callers there are."""
 
     def __init__(self, settings: ModelSettings, blobs: BlobStore) -> None:
-        self._limit, self._batch_limit = settings.max_queue_items, settings.max_batch_items
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
         self._blobs = blobs
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
-        self._inside = 0
-
-    @contextmanager
-    def admitted(self, items: Sequence[items_pb2.ImageInput]) -> Iterator[None]:
-        """Count a call's images while it runs. Raises InvalidInput, Overloaded."""
-        check_batch(items, limit=self._batch_limit)
-        if self._inside and self._inside + len(items) > self._limit:
-            raise Overloaded(
-                f"{self._inside} images are in the service; the limit is {self._limit}"
-            )
-        self._inside += len(items)
-        try:
-            yield
-        finally:
-            self._inside -= len(items)
+        self._decoders = FairPool(settings.decode_threads, settings.weights, name="decode")
 
     async def prepare(
-        self, items: Sequence[items_pb2.ImageInput], project: str, preprocessing: Preprocessing
+        self, items: Sequence[items_pb2.ImageInput], flow: Flow, preprocessing: Preprocessing
     ) -> list[Prepared | status_pb2.Status]:
         """Prepare every item; one that cannot be used becomes a status and harms no other."""
-        loop = asyncio.get_running_loop()
 
         async def one(item: items_pb2.ImageInput) -> Prepared:
-            data = await read_bytes(item, self._blobs, project)
-            return await loop.run_in_executor(self._decoders, self.tensor, data, preprocessing)
+            data = await read_bytes(item, self._blobs, flow.project)
+            return await self._decoders.run(partial(self.tensor, data, preprocessing), flow=flow)
 
         return await each(items, one)
 
@@ -80,4 +59,4 @@ class Intake:
 
     def close(self) -> None:
         """Stop the decoders."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()

@@ -7,13 +7,16 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from services.common.batching import Batcher
+from services.common.batching import Batcher, Run
 from services.common.catalogue import Catalogue, ImageTextEncoder
+from services.common.device import Device
 from services.common.errors import NotFound
+from services.common.fairness import ONLINE
 from services.common.fetch import ensure_all
 from services.common.tensors import Array
 from services.concepts.loading import load_model
@@ -22,6 +25,8 @@ from services.concepts.onnx_export import export_onnx
 from services.concepts.settings import ConceptsSettings
 from services.concepts.texts import Texts
 from services.torch_common.threads import set_threads
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Registry:
         self._executor = ThreadPoolExecutor(
             1, "encoder", initializer=set_threads, initargs=(settings.threads,)
         )
+        self._device = Device(self._executor, settings.weights)
         self._loaded: dict[str, ServedEncoder] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -81,7 +87,7 @@ class Registry:
                 partial.replace(path)
             return path.read_bytes()
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, export)
+        return await self._device.run(export, flow=ONLINE)
 
     async def close(self) -> None:
         """Stop every queue."""
@@ -101,26 +107,31 @@ class Registry:
         return load_model(entry, self._catalogue, paths, cache, self._settings.device)
 
     def _serve(self, model: EncoderModel, licence: str) -> ServedEncoder:
-        settings = self._settings
-
         def images(items: list[Tensor], size: int) -> list[Array]:
             return model.images(padded(items, size))[: len(items)]
 
         def regions(items: list[Tensor], size: int) -> list[RegionRows]:
             return model.regions(padded(items, size), len(items))
 
-        limits = {
-            "max_batch": settings.max_batch,
-            "max_queue": settings.max_queue_items,
-            "shard_batch": settings.shard_batch,
-        }
-        wait_ms = settings.batch_wait_ms
         return ServedEncoder(
             model,
             licence,
-            Batcher(images, self._executor, name=f"{model.id} images", wait_ms=wait_ms, **limits),
-            Batcher(regions, self._executor, name=f"{model.id} regions", wait_ms=wait_ms, **limits),
-            Texts(model.texts, self._executor, keep=settings.text_cache),
+            self._batcher(images, f"{model.id} images"),
+            self._batcher(regions, f"{model.id} regions"),
+            Texts(model.texts, self._device, keep=self._settings.text_cache),
+        )
+
+    def _batcher(self, run: Run[Tensor, R], name: str) -> Batcher[Tensor, R]:
+        settings = self._settings
+        return Batcher(
+            run,
+            self._device,
+            name=name,
+            max_batch=settings.max_batch,
+            shard_batch=settings.shard_batch,
+            wait_ms=settings.batch_wait_ms,
+            max_batch_ms=settings.max_batch_ms,
+            max_queue=settings.max_queue_items,
         )
 
 

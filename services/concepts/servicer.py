@@ -17,7 +17,9 @@ from torch import Tensor
 from services.common.batching import Batcher, Served
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
-from services.common.interceptors import Context
+from services.common.fairness import Flow
+from services.common.inputs import check_batch
+from services.common.interceptors import Context, time_left_s
 from services.common.names import check_id, join, parse
 from services.common.presence import presence
 from services.common.tensors import Array, expect, from_message, to_message
@@ -66,8 +68,8 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         self, request: concepts_pb2.EmbedTextsRequest, context: Context
     ) -> concepts_pb2.EmbedTextsResponse:
         texts = check_texts(request.texts)
-        _, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(texts)
+        project, served = await self._encoder(request.encoder)
+        rows = await served.texts.embed(texts, project=project)
         return concepts_pb2.EmbedTextsResponse(
             embeddings=to_message(rows), encoder_digest=served.model.digest
         )
@@ -75,12 +77,12 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def EmbedImages(
         self, request: concepts_pb2.EmbedImagesRequest, context: Context
     ) -> concepts_pb2.EmbedImagesResponse:
-        with self._intake.admitted(request.items):
-            project, served = await self._encoder(request.encoder)
-            shard = request.execution == items_pb2.EXECUTION_SHARD
-            outcomes, timings = await self._run(
-                request.items, project, served, served.images, shard=shard
-            )
+        check_batch(request.items, limit=self._settings.max_batch_items)
+        project, served = await self._encoder(request.encoder)
+        flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
+        outcomes, timings = await self._run(
+            request.items, flow, served, served.images, time_left_s(context)
+        )
         results = [
             replies.embedding(item.item_id, outcome)
             for item, outcome in zip(request.items, outcomes, strict=True)
@@ -92,12 +94,12 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def EmbedRegions(
         self, request: concepts_pb2.EmbedRegionsRequest, context: Context
     ) -> concepts_pb2.EmbedRegionsResponse:
-        with self._intake.admitted(request.items):
-            project, served = await self._encoder(request.encoder)
-            shard = request.execution == items_pb2.EXECUTION_SHARD
-            outcomes, timings = await self._run(
-                request.items, project, served, served.regions, shard=shard
-            )
+        check_batch(request.items, limit=self._settings.max_batch_items)
+        project, served = await self._encoder(request.encoder)
+        flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
+        outcomes, timings = await self._run(
+            request.items, flow, served, served.regions, time_left_s(context)
+        )
         results = [
             replies.regions(item.item_id, outcome)
             for item, outcome in zip(request.items, outcomes, strict=True)
@@ -113,16 +115,16 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         self, request: concepts_pb2.ScorePresenceRequest, context: Context
     ) -> concepts_pb2.ScorePresenceResponse:
         concepts = check_words(request.concepts, field="concepts")
-        with self._intake.admitted(request.items):
-            project, served = await self._encoder(request.encoder)
-            mu = _mean(request.image_mean, served, field="image_mean")
-            tau = _mean(request.text_mean, served, field="text_mean")
-            texts = await served.texts.embed(concepts)
-            if tau is None:
-                tau = await self._corpus_mean(served)
-            outcomes, timings = await self._run(
-                request.items, project, served, served.regions, shard=False
-            )
+        check_batch(request.items, limit=self._settings.max_batch_items)
+        project, served = await self._encoder(request.encoder)
+        mu = _mean(request.image_mean, served, field="image_mean")
+        tau = _mean(request.text_mean, served, field="text_mean")
+        texts = await served.texts.embed(concepts, project=project)
+        if tau is None:
+            tau = await self._corpus_mean(served)
+        outcomes, timings = await self._run(
+            request.items, Flow(project), served, served.regions, time_left_s(context)
+        )
         good = [one.result[0] for one in outcomes if isinstance(one, Served)]
         scores = await asyncio.to_thread(
             presence,
@@ -176,9 +178,9 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         words = check_words(request.words)
         names = check_texts(request.class_names, field="class_names")
         options = _filter_settings(request.filter, len(words))
-        _, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(words)
-        classes = await served.texts.embed(names)
+        project, served = await self._encoder(request.encoder)
+        rows = await served.texts.embed(words, project=project)
+        classes = await served.texts.embed(names, project=project)
         done = await asyncio.to_thread(
             filter_words,
             words,
@@ -217,7 +219,7 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         prepared = await asyncio.to_thread(
             self._intake.tensor, buffer.getvalue(), served.model.preprocessing
         )
-        await served.images.submit([prepared.tensor])
+        await served.images.probe(prepared.tensor)
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""
@@ -231,16 +233,17 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def _run(
         self,
         items: Sequence[items_pb2.ImageInput],
-        project: str,
+        flow: Flow,
         served: ServedEncoder,
         batcher: Batcher[Tensor, R],
-        *,
-        shard: bool,
+        left_s: float | None,
     ) -> tuple[list[Served[R] | status_pb2.Status], items_pb2.Timings]:
-        """Prepare images and run the good ones; one outcome per item, in order."""
-        prepared = await self._intake.prepare(items, project, served.model.preprocessing)
-        ready = [one for one in prepared if isinstance(one, Prepared)]
-        rows = await batcher.submit([one.tensor for one in ready], shard=shard)
+        """Prepare images and run the good ones, if all can be done in `left_s` seconds; one outcome
+        per item, in order."""
+        with batcher.admitted(len(items), flow, time_left_s=left_s) as place:
+            prepared = await self._intake.prepare(items, flow, served.model.preprocessing)
+            ready = [one for one in prepared if isinstance(one, Prepared)]
+            rows = await batcher.submit([one.tensor for one in ready], place=place)
         answers = iter(rows)
         outcomes = [
             one if isinstance(one, status_pb2.Status) else next(answers) for one in prepared

@@ -7,14 +7,15 @@ shape that each text's own length chooses.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from services.common.device import Device
 from services.common.errors import InvalidInput
+from services.common.fairness import Flow
 from services.common.tensors import Array
 
 MAX_TEXTS = 4096
@@ -40,22 +41,19 @@ def check_texts(texts: Sequence[str], *, field: str = "texts") -> list[str]:
 
 
 class Texts:
-    """Embeds texts in the encoder's thread and keeps the `keep` last used."""
+    """Embeds texts on the encoder's device and keeps the `keep` last used."""
 
-    def __init__(
-        self, embed: Callable[[list[str]], Array], executor: ThreadPoolExecutor, *, keep: int
-    ) -> None:
-        self._embed, self._executor, self._keep = embed, executor, keep
+    def __init__(self, embed: Callable[[list[str]], Array], device: Device, *, keep: int) -> None:
+        self._embed, self._device, self._keep = embed, device, keep
         self._known: OrderedDict[str, Array] = OrderedDict()
 
-    async def embed(self, texts: Sequence[str]) -> Array:
+    async def embed(self, texts: Sequence[str], *, project: str = "") -> Array:
         """Return float16 [texts, D], unit rows."""
         found = {text: self._known[text] for text in texts if text in self._known}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
-        loop = asyncio.get_running_loop()
         for at in range(0, len(missing), _AT_ONCE):
             part = missing[at : at + _AT_ONCE]
-            rows = await loop.run_in_executor(self._executor, self._embed, part)
+            rows = await self._device.run(partial(self._embed, part), flow=Flow(project))
             found.update(zip(part, rows, strict=True))
         self._remember(found)
         return np.stack([found[text] for text in texts])

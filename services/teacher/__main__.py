@@ -37,7 +37,7 @@ def build(settings: TeacherSettings) -> server.App:
     catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
     registry = Registry(settings, catalogue, blobs)
     source = ModelSource(catalogue, blobs, settings.cache_dir)
-    language = LanguageCalls(settings, source, registry.executor, blobs)
+    language = LanguageCalls(settings, source, registry.device, blobs)
     servicer = TeacherServicer(settings, registry, blobs, language)
 
     def register(grpc_server: grpc.aio.Server) -> Sequence[str]:

@@ -19,6 +19,7 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue, ImageModel, LanguageModel
 from services.common.classifier_records import KIND as TRAINED_CLASSIFIER
 from services.common.classifier_records import ClassifierRecord
+from services.common.device import Device
 from services.common.errors import InvalidInput, NotFound, Precondition
 from services.common.fetch import ensure
 from services.common.model_records import KIND as LANGUAGE_MODEL
@@ -103,6 +104,8 @@ class Registry:
         self._settings, self._catalogue, self._blobs = settings, catalogue, blobs
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         """The one thread in which every model computes."""
+        self.device = Device(self.executor, settings.weights)
+        """Gives turns in it."""
         self._loaded: dict[tuple[str, str], ServedModel] = {}
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
@@ -162,10 +165,11 @@ class Registry:
     def _serve(self, classifier: ImageClassifier, licence: str) -> ServedModel:
         batcher: Batcher[Tensor, Row] = Batcher(
             lambda items, size: _rows(classifier.forward_padded(items, size)),
-            self.executor,
+            self.device,
             name=classifier.id,
             max_batch=self._settings.max_batch,
             wait_ms=self._settings.batch_wait_ms,
+            max_batch_ms=self._settings.max_batch_ms,
             max_queue=self._settings.max_queue_items,
             shard_batch=self._settings.shard_batch,
         )

@@ -7,9 +7,9 @@ import asyncio
 import io
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from google.rpc import status_pb2
 from PIL import Image
@@ -20,8 +20,10 @@ from torch import Tensor
 from services.common import images
 from services.common.batching import Served
 from services.common.blobs import BlobStore, digest_of
+from services.common.fair_pool import FairPool
+from services.common.fairness import Flow
 from services.common.inputs import check_batch, each, read_bytes
-from services.common.interceptors import Context
+from services.common.interceptors import Context, time_left_s
 from services.common.names import check_id, join, parse
 from services.common.pages import page
 from services.common.tensors import to_message
@@ -54,7 +56,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         self._settings, self._registry, self._blobs = settings, registry, blobs
         self._language = language
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = FairPool(settings.decode_threads, settings.weights, name="decode")
         self._views = ViewCalls(settings, blobs, self._decoders)
 
     async def ListModels(
@@ -82,19 +84,21 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         project, model_id = parse(request.model, "models", field="model")
         served = await self._registry.get(project, model_id)
         if request.HasField("augmentation"):
-            return await self._views.classify(request, project, served)
-        shard = request.execution == items_pb2.EXECUTION_SHARD
+            return await self._views.classify(request, project, served, time_left_s(context))
+        flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
 
         async def prepare(item: items_pb2.ImageInput) -> _Prepared:
-            return await self._prepare(item, project, served, shard=shard)
+            return await self._prepare(item, flow, served)
 
-        prepared = await each(request.items, prepare)
-        waiting = [p for p in prepared if isinstance(p, _Prepared)]
-        rows = await served.batcher.submit(
-            [p.tensor for p in waiting if p.tensor is not None], shard=shard
-        )
+        left_s = time_left_s(context)
+        with served.batcher.admitted(len(request.items), flow, time_left_s=left_s) as place:
+            prepared = await each(request.items, prepare)
+            waiting = [p for p in prepared if isinstance(p, _Prepared)]
+            rows = await served.batcher.submit(
+                [p.tensor for p in waiting if p.tensor is not None], place=place
+            )
         answers = _join(waiting, rows)
-        if shard:
+        if flow.shard:
             for one, row in zip(waiting, answers, strict=True):
                 served.remembered.put(project, one.digest, row)
         given = iter(zip(waiting, answers, strict=True))
@@ -143,13 +147,13 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         return sorted([*images, *self._language.listed(project)], key=lambda model: model.name)
 
     async def _prepare(
-        self, item: items_pb2.ImageInput, project: str, served: ServedModel, *, shard: bool
+        self, item: items_pb2.ImageInput, flow: Flow, served: ServedModel
     ) -> _Prepared:
-        if shard and item.digest and (row := served.remembered.get(project, item.digest)):
-            return _Prepared(item.digest, None, row)
-        data = await read_bytes(item, self._blobs, project)
-        loop = asyncio.get_running_loop()
-        tensor, spent_ms = await loop.run_in_executor(self._decoders, self._tensor, data, served)
+        known = served.remembered.get(flow.project, item.digest) if flow.shard else None
+        if item.digest and known:
+            return _Prepared(item.digest, None, known)
+        data = await read_bytes(item, self._blobs, flow.project)
+        tensor, spent_ms = await self._decoders.run(partial(self._tensor, data, served), flow=flow)
         return _Prepared(item.digest or digest_of(data), tensor, None, spent_ms)
 
     def _tensor(self, data: bytes, served: ServedModel) -> tuple[Tensor, float]:
@@ -167,13 +171,13 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
         tensor, _ = await asyncio.to_thread(self._tensor, buffer.getvalue(), served)
-        await served.batcher.submit([tensor])
+        await served.batcher.probe(tensor)
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""
         await self._language.close()
         await self._registry.close()
-        self._decoders.shutdown(wait=False)
+        self._decoders.close()
 
 
 def _describe(project: str, served: ServedModel) -> teacher_pb2.Model:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from google.rpc import status_pb2
@@ -15,10 +14,13 @@ from stillhouse.teacher.v1 import teacher_pb2
 from torch import Tensor
 
 from services.common import images
+from services.common.admission import Place
 from services.common.augmentation import Augmentation, read_augmentation
 from services.common.batching import Served
 from services.common.blobs import BlobStore, digest_of
 from services.common.errors import InvalidInput
+from services.common.fair_pool import FairPool
+from services.common.fairness import Flow
 from services.common.inputs import each, read_bytes
 from services.common.tensors import to_message
 from services.teacher.registry import Row, ServedModel
@@ -37,9 +39,7 @@ class _Views:
 class ViewCalls:
     """Classify calls with an augmentation. Shares the servicer's decoders."""
 
-    def __init__(
-        self, settings: TeacherSettings, blobs: BlobStore, decoders: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, settings: TeacherSettings, blobs: BlobStore, decoders: FairPool) -> None:
         self._blobs, self._decoders = blobs, decoders
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
         # As many images as a shard's padded batch holds are in memory at once: whatever the number
@@ -48,22 +48,31 @@ class ViewCalls:
         self._max_bytes = settings.max_message_bytes
 
     async def classify(
-        self, request: teacher_pb2.ClassifyRequest, project: str, served: ServedModel
+        self,
+        request: teacher_pb2.ClassifyRequest,
+        project: str,
+        served: ServedModel,
+        left_s: float | None,
     ) -> teacher_pb2.ClassifyResponse:
-        """Answer for all views of every item. Raises InvalidInput; a broken image fails itself."""
+        """Answer for all views of every item. Raises InvalidInput, and Overloaded where there is no
+        room or `left_s` seconds are too few; a broken image fails itself."""
         augmentation = _checked(request)
         self._check_size(request, served, augmentation)
         response = teacher_pb2.ClassifyResponse(model_digest=served.classifier.digest)
-        for at in range(0, len(request.items), self._group):
-            group = request.items[at : at + self._group]
-            await self._classify(request, group, project, served, augmentation, response)
+        flow = Flow(project, shard=True)
+        # Room for one group at a time is held until the end: a call is refused before it starts.
+        most = min(self._group, len(request.items)) * augmentation.views
+        with served.batcher.admitted(most, flow, time_left_s=left_s, hold=True) as place:
+            for at in range(0, len(request.items), self._group):
+                group = request.items[at : at + self._group]
+                await self._classify(request, group, place, served, augmentation, response)
         return response
 
     async def _classify(
         self,
         request: teacher_pb2.ClassifyRequest,
         items: Sequence[items_pb2.ImageInput],
-        project: str,
+        place: Place,
         served: ServedModel,
         augmentation: Augmentation,
         response: teacher_pb2.ClassifyResponse,
@@ -71,15 +80,13 @@ class ViewCalls:
         """Add the results of some items to the response."""
 
         async def prepare(item: items_pb2.ImageInput) -> _Views:
-            data = await read_bytes(item, self._blobs, project)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._decoders, self._views, data, item.digest, served, augmentation
-            )
+            data = await read_bytes(item, self._blobs, place.flow.project)
+            work = partial(self._views, data, item.digest, served, augmentation)
+            return await self._decoders.run(work, flow=place.flow)
 
         prepared = await each(items, prepare)
         tensors = [t for one in prepared if isinstance(one, _Views) for t in one.tensors]
-        rows = await served.batcher.submit(tensors, shard=True)
+        rows = await served.batcher.submit(tensors, place=place)
         remaining = iter(rows)
         for item, one in zip(items, prepared, strict=True):
             if isinstance(one, status_pb2.Status):

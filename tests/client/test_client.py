@@ -11,10 +11,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from google.protobuf import duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from stillhouse.common.v1 import info_pb2, items_pb2
 from stillhouse.gateway.v1 import jobs_pb2, students_pb2
 from stillhouse_client import AsyncClient, Client, images, names, sync, upload
-from stillhouse_client.errors import DeadlinePassed, InvalidRequest, NobodyThere, NotFound
+from stillhouse_client.errors import (
+    DeadlinePassed,
+    InvalidRequest,
+    NobodyThere,
+    NotFound,
+    Overloaded,
+    from_status,
+)
 
 from tests.client.fake_gateway import BATCH, World
 from tests.support import photo
@@ -101,6 +110,18 @@ def test_batches_keep_to_message_bytes() -> None:
     assert [len(b) for b in images.batches(iter(items), limits)] == [1, 1, 1, 1, 1]
     limits.max_message_bytes = 4 << 20
     assert [len(b) for b in images.batches(iter(items), limits)] == [5]
+
+
+def test_a_refusal_says_when_to_come_again() -> None:
+    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="full")
+    assert isinstance(found := from_status(status), Overloaded)
+    assert found.retry_after_s == 0
+    info = error_details_pb2.RetryInfo(
+        retry_delay=duration_pb2.Duration(seconds=2, nanos=5 * 10**8)
+    )
+    status.details.add().Pack(info)
+    assert isinstance(found := from_status(status), Overloaded)
+    assert found.retry_after_s == 2.5
 
 
 def test_the_blocking_client_does_the_same(gateway: World, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def teacher(folder: Path, **settings: Any) -> AsyncIterator[TeacherService
     blobs, catalogue = BlobStore(made.blob_url), load_catalogue([make_catalogue(folder)])
     registry = Registry(made, catalogue, blobs)
     source = ModelSource(catalogue, blobs, made.cache_dir)
-    language = LanguageCalls(made, source, registry.executor, blobs)
+    language = LanguageCalls(made, source, registry.device, blobs)
     servicer = TeacherServicer(made, registry, blobs, language)
     try:
         yield servicer

@@ -145,7 +145,7 @@ async def world(
     catalogue = load_catalogue([folder / "mine.toml"])
     registry = Registry(settings, catalogue, blobs)
     source = ModelSource(catalogue, blobs, settings.cache_dir)
-    language = LanguageCalls(settings, source, registry.executor, blobs)
+    language = LanguageCalls(settings, source, registry.device, blobs)
     servicer = TeacherServicer(settings, registry, blobs, language)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 import torch
 from scipy import stats
 
-from services.common.errors import Overloaded, Precondition
+from services.common.admission import Load
+from services.common.device import Device
+from services.common.errors import NotInTime, Overloaded, Precondition
+from services.common.fairness import Flow, Weights
 from services.common.targets import TargetShard
 from services.teacher.language.batching import TokenBatcher, plan
 from services.teacher.language.generation import Batch, SamplingOptions, choose, new_answer
@@ -20,9 +24,12 @@ from services.teacher.language.sampling import SizeModel, draw, ids_for, most_pr
 from services.teacher.language.scoring import ScoreInput, score
 from services.teacher.language.stopping import AnswerText
 from services.teacher.language.targets import TargetOptions, sparse_targets
+from services.teacher.language.writing import Writers
 from services.torch_common.language.loading import LoadedLanguageModel
 from services.torch_common.language.packing import PackedSequence
 from tests.teacher.language_models import load_tiny, write_tiny
+
+JOB = Flow("default", shard=True)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +260,7 @@ def _queue(
         return [-item for item in items]
 
     given = {"wait_ms": 20, **more}
-    queue = TokenBatcher(run, executor, name="test", size=lambda item: item, **given)  # type: ignore[arg-type]
+    queue = TokenBatcher(run, Device(executor), name="test", size=lambda item: item, **given)  # type: ignore[arg-type]
     return queue, seen
 
 
@@ -265,20 +272,20 @@ async def test_the_queue_joins_what_is_alike_and_keeps_every_answer() -> None:
         assert [one[0].result for one in served] == [-size for size in sizes]
         assert [10, 11, 12] in [sorted(batch) for batch in seen]
         assert max(len(batch) for batch in seen) == 3
-        shard = await queue.submit(sizes, shard=True)
+        shard = await queue.submit(sizes, flow=JOB)
         assert [one.result for one in shard] == [-size for size in sizes]
 
 
 async def test_a_full_queue_refuses_and_callers_that_left_are_dropped() -> None:
     with ThreadPoolExecutor(1) as executor:
-        queue, seen = _queue(executor, max_items=3, wait_ms=60_000)
+        queue, seen = _queue(executor, max_items=3, max_tokens=100)
         first = asyncio.create_task(queue.submit([5, 6, 7]))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="the limits are 3"):
-            await queue.submit([8])
+        with pytest.raises(Overloaded, match="the limits are 3 and 100"):
+            await queue.submit([8], flow=JOB)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-        served = await queue.submit([8, 9], shard=True)
+        served = await queue.submit([8, 9], flow=JOB)
         assert [one.result for one in served] == [-8, -9]
         assert [sorted(batch) for batch in seen] == [[8, 9]]
 
@@ -288,25 +295,74 @@ async def test_what_waits_is_counted_once() -> None:
         queue, seen = _queue(executor, budget=10, wait_ms=1)
         await asyncio.gather(*(queue.submit([5, 6]) for _ in range(3)))
         first, second = (asyncio.create_task(queue.submit([size, size])) for size in (7, 8))
-        while [7] not in seen:  # the queue has been made anew, with the others
+        while [7] not in seen:
             await asyncio.sleep(0)
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
-        assert (queue._items, queue._tokens) == (0, 0)
+        assert (queue._waiting, queue._door.total) == (0, Load())
         assert [8] not in seen
 
 
 async def test_a_call_without_time_for_the_queue_is_refused() -> None:
     with ThreadPoolExecutor(1) as executor:
-        queue, _ = _queue(executor, wait_ms=60_000)
-        queue._tokens_per_s = 1.0
+        queue, _ = _queue(executor)
+        queue._meter.pace.observe(100, 100.0, time.perf_counter())
         waiting = asyncio.create_task(queue.submit([50]))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="busy for about 50 s"):
+        with pytest.raises(NotInTime, match="answer in about 55"):
             await queue.submit([5], time_left_s=10)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert (await queue.submit([5], shard=True, time_left_s=10))[0].result == -5
+        assert (await queue.submit([5], flow=JOB, time_left_s=10))[0].result == -5
+
+
+async def test_tokens_that_do_not_fit_into_memory_run_in_halves() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        seen: list[list[int]] = []
+
+        def run(items: list[int]) -> list[int]:
+            seen.append(items)
+            if len(items) * items[0] > 100:
+                raise MemoryError
+            return [-item for item in items]
+
+        queue = TokenBatcher(run, Device(executor), name="test", size=int, budget=1000)
+        items = [30, 31, 32, 33, 34, 35, 36]
+        served = await asyncio.gather(*(queue.submit([one]) for one in items))
+        assert [one[0].result for one in served] == [-item for item in items]
+        assert seen[0] == items[::-1]
+        seen.clear()
+        await asyncio.gather(*(queue.submit([one]) for one in items))
+        assert max(len(batch) * batch[0] for batch in seen) <= 126
+
+
+async def test_answers_are_written_in_turn_and_left_turns_are_free() -> None:
+    writers = Writers(1, 40, Weights())
+    order: list[str] = []
+
+    async def call(name: str, flow: Flow) -> None:
+        async with writers.room(flow, 1):
+            order.append(name)
+            await asyncio.sleep(0.001)
+
+    a, b = Flow("a"), Flow("b")
+    flood = [asyncio.create_task(call(f"a{n}", a)) for n in range(10)]
+    await asyncio.sleep(0)
+    lone = asyncio.create_task(call("b", b))
+    await asyncio.sleep(0)
+    flood[3].cancel()
+    await asyncio.gather(lone, *flood, return_exceptions=True)
+    assert order.index("b") == 1
+    assert "a3" not in order
+    assert len(order) == 10
+    held = asyncio.create_task(call("held", a))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        async with writers.room(b, 40):
+            pass
+    await held
+    async with writers.room(b, 50):
+        pass
 
 
 def test_a_file_of_another_kind_is_no_model(tmp_path: Path) -> None:

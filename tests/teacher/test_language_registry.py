@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
+from services.common.device import Device
 from services.common.errors import NotFound, Precondition
 from services.teacher.language.registry import LanguageRegistry
 from services.teacher.settings import TeacherSettings
@@ -40,7 +41,7 @@ async def registry(
         publish(blobs, folder / f"lora{seed}", f"lora{seed}", base="base0")
     source = ModelSource(load_catalogue(), blobs, settings.cache_dir)
     with ThreadPoolExecutor(1) as executor:
-        yield LanguageRegistry(settings, source, executor), blobs
+        yield LanguageRegistry(settings, source, Device(executor)), blobs
 
 
 def _names(registry: LanguageRegistry) -> list[str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import LanguageModel
+from services.common.device import Device
 from services.common.errors import NotFound, Precondition, StillhouseError
 from services.common.inputs import check_batch
-from services.common.interceptors import Context
+from services.common.interceptors import Context, time_left_s
 from services.common.model_records import LanguageModelRecord
 from services.common.names import join, parse
 from services.teacher.language.backend import LanguageBackend
@@ -33,15 +33,17 @@ class LanguageCalls:
         self,
         settings: TeacherSettings,
         source: ModelSource,
-        executor: ThreadPoolExecutor,
+        device: Device,
         blobs: BlobStore,
     ) -> None:
         self._settings, self._source = settings, source
-        self._executor, self._blobs = executor, blobs
-        self._registry = LanguageRegistry(settings, source, executor)
+        self._device, self._blobs = device, blobs
+        self._registry = LanguageRegistry(settings, source, device)
         self._servers: dict[str, OpenAIServer] = {}
         self._slots = asyncio.Semaphore(settings.openai_concurrency)
-        self._writers = Writers(settings.max_generations, settings.max_queue_items)
+        self._writers = Writers(
+            settings.max_generations, settings.max_queue_items, settings.weights
+        )
 
     def listed(self, project: str) -> Iterator[teacher_pb2.Model]:
         """Yield every language model the project can use, none of them loaded. Blocking."""
@@ -77,7 +79,7 @@ class LanguageCalls:
         check_batch(request.items, limit=self._settings.max_batch_items)
         project, model_id = parse(request.model, "models", field="model")
         async with self._backend(project, model_id) as backend:
-            return await backend.score(request, context.time_remaining())
+            return await backend.score(request, time_left_s(context))
 
     async def sample_targets(
         self, request: teacher_pb2.SampleTargetsRequest
@@ -129,7 +131,7 @@ class LanguageCalls:
             yield OpenAIBackend(entry, self._server(entry.url), self._slots)
             return
         async with self._registry.use(project, model_id) as served:
-            yield LocalBackend(served, self._settings, self._executor, self._blobs, self._writers)
+            yield LocalBackend(served, self._settings, self._device, self._blobs, self._writers)
 
 
 def _backend_of(entry: LanguageModel) -> str:

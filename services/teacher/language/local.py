@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from google.rpc import status_pb2
@@ -17,8 +15,10 @@ from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.batching import Served
 from services.common.blobs import BlobStore
+from services.common.device import Device
 from services.common.errors import StillhouseError
-from services.common.names import join
+from services.common.fairness import Flow
+from services.common.names import join, parse
 from services.common.tensors import Array, to_message
 from services.teacher.language import prompts
 from services.teacher.language.registry import ServedLanguageModel
@@ -27,7 +27,6 @@ from services.teacher.language.shards import ShardWork
 from services.teacher.language.writing import Writers, write
 from services.teacher.settings import TeacherSettings
 
-R = TypeVar("R")
 METHODS = ("Score", "SampleTargets", "Generate")
 
 
@@ -38,11 +37,11 @@ class LocalBackend:
         self,
         served: ServedLanguageModel,
         settings: TeacherSettings,
-        executor: ThreadPoolExecutor,
+        device: Device,
         blobs: BlobStore,
         writers: Writers,
     ) -> None:
-        self._served, self._settings, self._executor = served, settings, executor
+        self._served, self._settings, self._device = served, settings, device
         self._blobs, self._writers = blobs, writers
 
     async def describe(self, project: str) -> teacher_pb2.Model:
@@ -76,8 +75,9 @@ class LocalBackend:
         given = await asyncio.to_thread(lambda: [self._input(item) for item in request.items])
         preprocess_ms = (time.perf_counter() - started_s) * 1000
         inputs = [one for one in given if isinstance(one, ScoreInput)]
-        shard = request.execution == items_pb2.EXECUTION_SHARD
-        rows = await self._served.scores.submit(inputs, shard=shard, time_left_s=time_left_s)
+        rows = await self._served.scores.submit(
+            inputs, flow=_flow(request), time_left_s=time_left_s
+        )
         left = iter(zip(inputs, rows, strict=True))
         results = [
             teacher_pb2.ScoreResult(item_id=item.item_id, error=one)
@@ -94,15 +94,18 @@ class LocalBackend:
     async def sample_targets(
         self, project: str, request: teacher_pb2.SampleTargetsRequest
     ) -> teacher_pb2.SampleTargetsResponse:
-        work = ShardWork(self._served, self._settings, self._blobs, self._in_thread)
+        in_thread = partial(self._device.run, flow=Flow(project, shard=True))
+        work = ShardWork(self._served, self._settings, self._blobs, in_thread)
         return await work.run(project, request)
 
     async def generate(
         self, request: teacher_pb2.GenerateRequest
     ) -> AsyncGenerator[teacher_pb2.GenerateResponse, None]:
+        flow = _flow(request)
+        in_thread = partial(self._device.run, flow=flow)
         async with (
-            self._writers.room(len(request.items)),
-            aclosing(write(self._served, request, self._settings, self._in_thread)) as events,
+            self._writers.room(flow, len(request.items)),
+            aclosing(write(self._served, request, self._settings, in_thread)) as events,
         ):
             async for event in events:
                 yield event
@@ -110,10 +113,7 @@ class LocalBackend:
     async def canary(self) -> None:
         """Score a few tokens through the queue."""
         ids = np.arange(4, dtype=np.int32) % self._served.loaded.vocab_size
-        await self._served.scores.submit([ScoreInput(ids, 1)])
-
-    async def _in_thread(self, work: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        await self._served.scores.probe(ScoreInput(ids, 1))
 
     def _input(self, item: teacher_pb2.ScoreItem) -> ScoreInput | status_pb2.Status:
         loaded = self._served.loaded
@@ -126,6 +126,11 @@ class LocalBackend:
             return make(item, loaded.encoder, loaded.vocab_size)
         except StillhouseError as error:
             return error.to_status()
+
+
+def _flow(request: teacher_pb2.ScoreRequest | teacher_pb2.GenerateRequest) -> Flow:
+    project, _ = parse(request.model, "models", field="model")
+    return Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
 
 
 def _answer(

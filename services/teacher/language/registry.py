@@ -8,14 +8,15 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
 from services.common import logs
+from services.common.device import Device
 from services.common.errors import Precondition
+from services.common.fairness import ONLINE
 from services.common.model_records import LanguageModelRecord
 from services.common.tensors import Array
 from services.teacher.language.batching import TokenBatcher
@@ -55,10 +56,8 @@ class LanguageRegistry:
     A model whose record has changed is another model: the record is read for every call.
     """
 
-    def __init__(
-        self, settings: TeacherSettings, source: ModelSource, executor: ThreadPoolExecutor
-    ) -> None:
-        self._settings, self.source, self._executor = settings, source, executor
+    def __init__(self, settings: TeacherSettings, source: ModelSource, device: Device) -> None:
+        self._settings, self.source, self._device = settings, source, device
         self._served: OrderedDict[Key, ServedLanguageModel] = OrderedDict()
         self._loading = asyncio.Lock()
 
@@ -135,18 +134,19 @@ class LanguageRegistry:
         settings = self._settings
         return TokenBatcher(
             partial(score, loaded, head),
-            self._executor,
+            self._device,
             name=loaded.model_id,
             size=lambda item: len(item.ids),
             budget=settings.max_batch_tokens,
             pass_tokens=settings.pass_tokens_in_force,
             wait_ms=settings.batch_wait_ms,
+            max_batch_ms=settings.max_batch_ms,
             max_items=settings.max_queue_items,
             max_tokens=settings.max_queue_tokens,
         )
 
     async def _run(self, work: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await self._device.run(work, flow=ONLINE)
 
     async def _make_room(self) -> None:
         """Put away whole models until there is room for one more; those in use stay."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from google.rpc import status_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
-from services.common.errors import InvalidInput, Overloaded, StillhouseError
+from services.common.admission import Door, Load, Place
+from services.common.errors import InvalidInput, StillhouseError
+from services.common.fairness import FairClock, FairQueue, Flow, Weights
+from services.common.pace import ServiceRate
 from services.common.tensors import to_message
 from services.teacher.language import prompts
 from services.teacher.language.batching import plan
@@ -22,31 +27,61 @@ from services.teacher.language.shards import InThread
 from services.teacher.settings import TeacherSettings
 
 
+@dataclass(eq=False)
+class _Turn:
+    """A Generate call that waits to write."""
+
+    flow: Flow
+    cost: float
+    granted: asyncio.Future[None]
+
+
 class Writers:
     """Lets some Generate calls write at the same time and keeps the others waiting, up to a limit
-    of prompts."""
+    of prompts; projects take turns by their shares."""
 
-    def __init__(self, at_once: int, max_items: int) -> None:
-        self._slots, self._max_items = asyncio.Semaphore(at_once), max_items
-        self._waiting = 0
+    def __init__(self, at_once: int, max_items: int, weights: Weights) -> None:
+        self._at_once = self._free = at_once
+        self._clock = FairClock(weights)
+        self._queue: FairQueue[_Turn] = FairQueue(self._clock)
+        self._door = Door("the queue of prompts", Load(max_items, math.inf), weights)
+        self._rate = ServiceRate(memory_s=60.0)
 
     @asynccontextmanager
-    async def room(self, items: int) -> AsyncIterator[None]:
-        """Wait for a place. Raises Overloaded where too many prompts wait already."""
-        if self._slots.locked() and self._waiting + items > self._max_items:
-            raise Overloaded(
-                f"{self._waiting} prompts wait to be answered; the limit is {self._max_items}",
-                retry_after_s=5.0,
-            )
-        self._waiting += items
+    async def room(self, flow: Flow, items: int) -> AsyncIterator[None]:
+        """Wait for a turn. Raises Overloaded or QuotaReached where too many prompts are inside
+        already."""
+        load = Load(items, items)
+        self._door.check_room(flow, load, now_s=time.perf_counter(), per_s=self._rate.per_s)
+        place = Place(self._door, flow, load)
+        turn = _Turn(flow, items, asyncio.get_running_loop().create_future())
+        self._queue.push(turn)
+        self._grant()
+        started_s = time.perf_counter()
         try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= items
-        try:
+            await turn.granted
+            started_s = time.perf_counter()
             yield
         finally:
-            self._slots.release()
+            place.leave()
+            if turn.granted.cancelled():
+                self._queue.remove([turn])
+            else:
+                self._end(turn, time.perf_counter() - started_s)
+
+    def _grant(self) -> None:
+        while self._free and (found := self._queue.head()):
+            self._clock.begin(found[1])
+            turn = self._queue.take(found[1])
+            if not turn.granted.done():  # else its caller is just leaving
+                turn.granted.set_result(None)
+                self._free -= 1
+
+    def _end(self, turn: _Turn, seconds: float) -> None:
+        self._free += 1
+        self._clock.charge({turn.flow: 1.0}, seconds)
+        self._rate.observe(turn.cost, seconds / self._at_once)
+        self._grant()
 
 
 async def write(

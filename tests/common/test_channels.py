@@ -1,0 +1,47 @@
+"""Attempts are repeated while a peer is away, and when it says so while it is overloaded."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.common.channels import retrying
+from services.common.errors import OutOfMemory, Overloaded, PeerUnavailable, StillhouseError
+
+
+async def pauses(monkeypatch: pytest.MonkeyPatch, *errors: StillhouseError) -> list[float]:
+    """How long `retrying` sleeps between attempts that fail with these errors."""
+    slept: list[float] = []
+    left = list(errors)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def attempt() -> int:
+        if left:
+            raise left.pop(0)
+        return 7
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert await retrying(attempt, give_up_s=1000, what="test") == 7
+    return slept
+
+
+async def test_an_overloaded_peer_is_asked_again_when_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = Overloaded("full", retry_after_s=20.0)
+    away = PeerUnavailable("away", retry_after_s=20.0)
+    first, second, third = await pauses(monkeypatch, away, full, away)
+    assert first <= 0.13
+    assert 14 <= second <= 26
+    assert third <= 3 * 1.3
+
+
+async def test_what_does_not_fit_into_memory_is_not_tried_again() -> None:
+    async def attempt() -> int:
+        raise OutOfMemory("16 items do not fit")
+
+    with pytest.raises(OutOfMemory):
+        await retrying(attempt, give_up_s=1000, what="test")
