@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from google.rpc import status_pb2
+from PIL import Image
 from stillhouse.common.v1 import items_pb2
 from torch import Tensor
 
@@ -20,16 +22,28 @@ from services.common.blobs import BlobStore
 from services.common.errors import Overloaded
 from services.common.inputs import check_batch, each, read_bytes
 from services.common.settings import ModelSettings
-from services.torch_common.preprocess import Preprocessing
 
 
 @dataclass(frozen=True)
 class Prepared:
     """An image ready for the model."""
 
-    tensor: Tensor
-    """fp32 [3, S, S]."""
+    square: Tensor
+    """uint8 [S, S, 3], where the model computes."""
     spent_ms: float
+
+
+class Reader(Protocol):
+    """How a model wants its images."""
+
+    @property
+    def decode_px(self) -> int:
+        """Pixels that the edges of a decoded image must have at least; 0 means its own size."""
+        ...
+
+    def square(self, image: Image.Image) -> Tensor:
+        """Return the uint8 [S, S, 3] that the model sees of an RGB image."""
+        ...
 
 
 class Intake:
@@ -61,22 +75,22 @@ class Intake:
             self._inside -= len(items)
 
     async def prepare(
-        self, items: Sequence[items_pb2.ImageInput], project: str, preprocessing: Preprocessing
+        self, items: Sequence[items_pb2.ImageInput], project: str, reader: Reader
     ) -> list[Prepared | status_pb2.Status]:
         """Prepare every item; one that cannot be used becomes a status and harms no other."""
         loop = asyncio.get_running_loop()
 
         async def one(item: items_pb2.ImageInput) -> Prepared:
             data = await read_bytes(item, self._blobs, project)
-            return await loop.run_in_executor(self._decoders, self.tensor, data, preprocessing)
+            return await loop.run_in_executor(self._decoders, self.read, data, reader)
 
         return await each(items, one)
 
-    def tensor(self, data: bytes, preprocessing: Preprocessing) -> Prepared:
+    def read(self, data: bytes, reader: Reader) -> Prepared:
         """Decode and preprocess one image. Raises ImageError."""
         started_s = time.perf_counter()
-        tensor = preprocessing(images.decode(data, self._limits))
-        return Prepared(tensor, (time.perf_counter() - started_s) * 1000)
+        image = images.decode(data, self._limits, at_least_px=reader.decode_px)
+        return Prepared(reader.square(image), (time.perf_counter() - started_s) * 1000)
 
     def close(self) -> None:
         """Stop the decoders."""

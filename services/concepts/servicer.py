@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from services.concepts import replies
 from services.concepts.concept_sets import ConceptSets, built_in, check_words
 from services.concepts.filters import FilterSettings, filter_words
 from services.concepts.intake import Intake, Prepared
+from services.concepts.memory_rpcs import MemoryRpcs
 from services.concepts.registry import Registry, ServedEncoder
 from services.concepts.settings import ConceptsSettings
 from services.concepts.texts import check_texts
@@ -33,7 +35,7 @@ R = TypeVar("R")
 _WORDS_FOR_PERCENTILES = 100
 
 
-class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
+class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
     """The RPCs of ConceptsService."""
 
     def __init__(self, settings: ConceptsSettings, registry: Registry, blobs: BlobStore) -> None:
@@ -59,15 +61,15 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def GetEncoder(
         self, request: concepts_pb2.GetEncoderRequest, context: Context
     ) -> concepts_pb2.GetEncoderResponse:
-        project, served = await self._encoder(request.name, field="name")
-        return concepts_pb2.GetEncoderResponse(encoder=replies.encoder(project, served))
+        async with self._encoder(request.name, field="name") as (project, served):
+            return concepts_pb2.GetEncoderResponse(encoder=replies.encoder(project, served))
 
     async def EmbedTexts(
         self, request: concepts_pb2.EmbedTextsRequest, context: Context
     ) -> concepts_pb2.EmbedTextsResponse:
         texts = check_texts(request.texts)
-        _, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(texts)
+        async with self._encoder(request.encoder) as (_, served):
+            rows = await served.texts.embed(texts)
         return concepts_pb2.EmbedTextsResponse(
             embeddings=to_message(rows), encoder_digest=served.model.digest
         )
@@ -75,8 +77,7 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def EmbedImages(
         self, request: concepts_pb2.EmbedImagesRequest, context: Context
     ) -> concepts_pb2.EmbedImagesResponse:
-        with self._intake.admitted(request.items):
-            project, served = await self._encoder(request.encoder)
+        async with self._admitted(request.items, request.encoder) as (project, served):
             shard = request.execution == items_pb2.EXECUTION_SHARD
             outcomes, timings = await self._run(
                 request.items, project, served, served.images, shard=shard
@@ -92,8 +93,7 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def EmbedRegions(
         self, request: concepts_pb2.EmbedRegionsRequest, context: Context
     ) -> concepts_pb2.EmbedRegionsResponse:
-        with self._intake.admitted(request.items):
-            project, served = await self._encoder(request.encoder)
+        async with self._admitted(request.items, request.encoder) as (project, served):
             shard = request.execution == items_pb2.EXECUTION_SHARD
             outcomes, timings = await self._run(
                 request.items, project, served, served.regions, shard=shard
@@ -113,8 +113,7 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         self, request: concepts_pb2.ScorePresenceRequest, context: Context
     ) -> concepts_pb2.ScorePresenceResponse:
         concepts = check_words(request.concepts, field="concepts")
-        with self._intake.admitted(request.items):
-            project, served = await self._encoder(request.encoder)
+        async with self._admitted(request.items, request.encoder) as (project, served):
             mu = _mean(request.image_mean, served, field="image_mean")
             tau = _mean(request.text_mean, served, field="text_mean")
             texts = await served.texts.embed(concepts)
@@ -176,9 +175,9 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         words = check_words(request.words)
         names = check_texts(request.class_names, field="class_names")
         options = _filter_settings(request.filter, len(words))
-        _, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(words)
-        classes = await served.texts.embed(names)
+        async with self._encoder(request.encoder) as (_, served):
+            rows = await served.texts.embed(words)
+            classes = await served.texts.embed(names)
         done = await asyncio.to_thread(
             filter_words,
             words,
@@ -201,8 +200,8 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def ExportEncoder(
         self, request: concepts_pb2.ExportEncoderRequest, context: Context
     ) -> concepts_pb2.ExportEncoderResponse:
-        project, served = await self._encoder(request.encoder)
-        data = await self._registry.onnx(served)
+        async with self._encoder(request.encoder) as (project, served):
+            data = await self._registry.onnx(served)
         digest = await asyncio.to_thread(self._blobs.put, project, data)
         return concepts_pb2.ExportEncoderResponse(
             onnx=items_pb2.BlobRef(digest=digest, size_bytes=len(data)),
@@ -211,22 +210,34 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
 
     async def canary(self) -> None:
         """Embed one small image with the preloaded encoder, through the queue."""
-        served = await self._registry.get(self._settings.preload)
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
-        prepared = await asyncio.to_thread(
-            self._intake.tensor, buffer.getvalue(), served.model.preprocessing
-        )
-        await served.images.submit([prepared.tensor])
+        async with self._registry.use(self._settings.preload) as served:
+            prepared = await asyncio.to_thread(self._intake.read, buffer.getvalue(), served.model)
+            await served.images.submit([prepared.square])
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""
         await self._registry.close()
         self._intake.close()
 
-    async def _encoder(self, name: str, *, field: str = "encoder") -> tuple[str, ServedEncoder]:
+    @asynccontextmanager
+    async def _encoder(
+        self, name: str, *, field: str = "encoder"
+    ) -> AsyncIterator[tuple[str, ServedEncoder]]:
+        """The project of a name and its encoder, which stays in memory while the block runs."""
         project, encoder_id = parse(name, "encoders", field=field)
-        return project, await self._registry.get(encoder_id)
+        async with self._registry.use(encoder_id) as served:
+            yield project, served
+
+    @asynccontextmanager
+    async def _admitted(
+        self, items: Sequence[items_pb2.ImageInput], encoder: str
+    ) -> AsyncIterator[tuple[str, ServedEncoder]]:
+        """As `_encoder`, for a call whose images count while the block runs."""
+        with self._intake.admitted(items):
+            async with self._encoder(encoder) as found:
+                yield found
 
     async def _run(
         self,
@@ -238,9 +249,9 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         shard: bool,
     ) -> tuple[list[Served[R] | status_pb2.Status], items_pb2.Timings]:
         """Prepare images and run the good ones; one outcome per item, in order."""
-        prepared = await self._intake.prepare(items, project, served.model.preprocessing)
+        prepared = await self._intake.prepare(items, project, served.model)
         ready = [one for one in prepared if isinstance(one, Prepared)]
-        rows = await batcher.submit([one.tensor for one in ready], shard=shard)
+        rows = await batcher.submit([one.square for one in ready], shard=shard)
         answers = iter(rows)
         outcomes = [
             one if isinstance(one, status_pb2.Status) else next(answers) for one in prepared

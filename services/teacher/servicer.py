@@ -26,7 +26,9 @@ from services.common.names import check_id, join, parse
 from services.common.pages import page
 from services.common.tensors import to_message
 from services.teacher.language.calls import LanguageCalls
-from services.teacher.registry import Registry, Row, ServedModel
+from services.teacher.memory_rpcs import MemoryRpcs
+from services.teacher.registry import Registry
+from services.teacher.served import Row, ServedModel
 from services.teacher.settings import TeacherSettings
 from services.teacher.views import ViewCalls
 
@@ -36,12 +38,12 @@ class _Prepared:
     """An item ready for the model; `row` is set where the trunk's answer is remembered."""
 
     digest: str
-    tensor: Tensor | None
+    square: Tensor | None
     row: Row | None
     preprocess_ms: float = 0.0
 
 
-class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
+class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
     """The RPCs of TeacherService."""
 
     def __init__(
@@ -80,9 +82,14 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     ) -> teacher_pb2.ClassifyResponse:
         check_batch(request.items, limit=self._settings.max_batch_items)
         project, model_id = parse(request.model, "models", field="model")
-        served = await self._registry.get(project, model_id)
-        if request.HasField("augmentation"):
-            return await self._views.classify(request, project, served)
+        async with self._registry.use(project, model_id) as served:
+            if request.HasField("augmentation"):
+                return await self._views.classify(request, project, served)
+            return await self._classify(request, project, served)
+
+    async def _classify(
+        self, request: teacher_pb2.ClassifyRequest, project: str, served: ServedModel
+    ) -> teacher_pb2.ClassifyResponse:
         shard = request.execution == items_pb2.EXECUTION_SHARD
 
         async def prepare(item: items_pb2.ImageInput) -> _Prepared:
@@ -91,7 +98,7 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         prepared = await each(request.items, prepare)
         waiting = [p for p in prepared if isinstance(p, _Prepared)]
         rows = await served.batcher.submit(
-            [p.tensor for p in waiting if p.tensor is not None], shard=shard
+            [p.square for p in waiting if p.square is not None], shard=shard
         )
         answers = _join(waiting, rows)
         if shard:
@@ -149,13 +156,16 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             return _Prepared(item.digest, None, row)
         data = await read_bytes(item, self._blobs, project)
         loop = asyncio.get_running_loop()
-        tensor, spent_ms = await loop.run_in_executor(self._decoders, self._tensor, data, served)
-        return _Prepared(item.digest or digest_of(data), tensor, None, spent_ms)
+        return await loop.run_in_executor(self._decoders, self._read, data, item.digest, served)
 
-    def _tensor(self, data: bytes, served: ServedModel) -> tuple[Tensor, float]:
+    def _read(self, data: bytes, digest: str, served: ServedModel) -> _Prepared:
+        """Decode and preprocess an image. Raises ImageError."""
         started_s = time.perf_counter()
-        tensor = served.classifier.preprocess(images.decode(data, self._limits))
-        return tensor, (time.perf_counter() - started_s) * 1000
+        classifier = served.classifier
+        smaller_px = classifier.preprocessing.decode_px
+        square = classifier.square(images.decode(data, self._limits, at_least_px=smaller_px))
+        spent_ms = (time.perf_counter() - started_s) * 1000
+        return _Prepared(digest or digest_of(data), square, None, spent_ms)
 
     async def canary(self) -> None:
         """Classify one small image with the preloaded model, or score a few tokens, through the
@@ -163,11 +173,12 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         if await asyncio.to_thread(self._language.knows, "default", self._settings.preload):
             await self._language.canary(self._settings.preload)
             return
-        served = await self._registry.get("default", self._settings.preload)
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
-        tensor, _ = await asyncio.to_thread(self._tensor, buffer.getvalue(), served)
-        await served.batcher.submit([tensor])
+        async with self._registry.use("default", self._settings.preload) as served:
+            prepared = await asyncio.to_thread(self._read, buffer.getvalue(), "", served)
+            assert prepared.square is not None
+            await served.batcher.submit([prepared.square])
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import save_file
+from stillhouse.common.v1 import info_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
+from services.common.parts import in_parts
 from services.teacher.language.calls import LanguageCalls
 from services.teacher.registry import Registry
 from services.teacher.servicer import TeacherServicer
@@ -81,6 +83,9 @@ class TeacherPeers:
         self, method: Any, request: teacher_pb2.ClassifyRequest, *, timeout_s: float
     ) -> Any:
         return await method(request, None)
+
+    async def parts(self, peer: str, items: Any, bytes_of: Any) -> list[list[Any]]:
+        return in_parts(items, bytes_of, info_pb2.Limits())
 
     async def persist(self, attempt: Any, *, what: str) -> Any:
         return await attempt()
