@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -90,7 +90,7 @@ class Registry:
         async with self.use(encoder_id):
             for one in self.loaded_models():
                 if one.model_id == encoder_id:
-                    return one
+                    return replace(one, users=one.users - 1)  # without this call
         raise Overloaded(f"{encoder_id} was put away again")
 
     async def unload(self, project: str, encoder_id: str) -> bool:

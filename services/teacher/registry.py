@@ -86,7 +86,7 @@ class Registry:
         async with self.use(project, model_id):
             for one in self.loaded_models():
                 if (one.project, one.model_id) == key:
-                    return one
+                    return replace(one, users=one.users - 1)  # without this call
         raise Overloaded(f"{model_id} was put away again")
 
     async def unload(self, project: str, model_id: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,18 @@ def make_catalogue(folder: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def teacher(folder: Path, **settings: Any) -> AsyncIterator[TeacherServicer]:
-    """The servicer, closed at the end; blobs are in `folder`/blobs."""
+async def teacher(
+    folder: Path, *, more: Callable[[Path], Path] | None = None, **settings: Any
+) -> AsyncIterator[TeacherServicer]:
+    """The servicer, closed at the end; blobs are in `folder`/blobs. `more` writes a further
+    catalogue into the folder."""
     made = TeacherSettings(
-        preload=MODEL,
         blob_url=str(folder / "blobs"),
         cache_dir=folder / "cache",
-        **{"shard_batch": 4, "threads": 1, **settings},
+        **{"preload": MODEL, "shard_batch": 4, "threads": 1, **settings},
     )
-    blobs, catalogue = BlobStore(made.blob_url), load_catalogue([make_catalogue(folder)])
+    paths = [make_catalogue(folder), *([more(folder)] if more else [])]
+    blobs, catalogue = BlobStore(made.blob_url), load_catalogue(paths)
     registry = Registry(made, catalogue, blobs)
     source = ModelSource(catalogue, blobs, made.cache_dir)
     language = LanguageCalls(made, source, registry.executor, blobs)
