@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
-from stillhouse.common.v1 import language_pb2
+from stillhouse.common.v1 import items_pb2, language_pb2
 from stillhouse.concepts.v1 import concepts_pb2
 from stillhouse.gateway.v1 import models_pb2 as pb
 from stillhouse.gateway.v1 import models_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2
 
-from stillhouse_client import model_files, names
+from stillhouse_client import images, model_files, names
 from stillhouse_client.blobs import AsyncBlobs
 from stillhouse_client.pages import PAGE_SIZE, collect
 from stillhouse_client.transport import Transport, new_request_id
 
+_COMPUTE_S = 120.0
 _LOAD_S = 600.0
 """A model that is asked for may have to be fetched, converted and loaded first."""
 
@@ -90,6 +91,27 @@ class AsyncModels:
         """Return the encoders, by name."""
         request = pb.ListProjectEncodersRequest(project=self._project)
         return (await self._transport.call(self._stub.ListProjectEncoders, request)).encoders
+
+    async def embed_images(
+        self, encoder: str, items: Iterable[items_pb2.ImageInput]
+    ) -> Sequence[concepts_pb2.EmbedImageResult]:
+        """Return one result per image, in order: float16 [D] of unit length, or why there is none.
+
+        Any number of images is sent in batches within the server's limits. Those that come by
+        digest and were embedded before cost next to nothing.
+        """
+        limits = (await self._transport.info()).limits
+        found: list[concepts_pb2.EmbedImageResult] = []
+        for batch in images.batches(iter(items), limits):
+            if why := images.refusal(batch, limits):
+                found.append(concepts_pb2.EmbedImageResult(item_id=batch[0].item_id, error=why))
+                continue
+            request = pb.EmbedProjectImagesRequest(
+                encoder=names.full("encoders", encoder, project=self._project), items=batch
+            )
+            method = self._stub.EmbedProjectImages
+            found += (await self._transport.call(method, request, timeout_s=_COMPUTE_S)).results
+        return found
 
     async def concept_sets(self) -> Sequence[concepts_pb2.ConceptSet]:
         """Return the concept sets, without their words."""

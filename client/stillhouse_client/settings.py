@@ -10,6 +10,7 @@ PROJECT = "STILLHOUSE_PROJECT"
 DATA_DIR = "STILLHOUSE_DATA_DIR"
 REDIS_URL = "GATEWAY_REDIS_URL"
 DATABASE_URL = "GATEWAY_DATABASE_URL"
+_REPLICATED = ("teacher", "concepts")
 
 
 def default_data_dir() -> Path:
@@ -25,6 +26,24 @@ def redis_url() -> str:
 def database_url() -> str:
     """Return the database a suite should use; empty where it should use a file of its own."""
     return os.environ.get(DATABASE_URL, "")
+
+
+def processes() -> dict[str, int]:
+    """Return how many processes of a service a suite should run, by service."""
+    named = {service: os.environ.get(f"{service.upper()}_PROCESSES", "") for service in _REPLICATED}
+    return {service: int(text) for service, text in named.items() if text.isdigit()}
+
+
+def of_one_process(prefix: str, place: int) -> dict[str, str]:
+    """Return what differs between the processes of one service: on `cuda` each has the GPU of its
+    place, and a metrics page has a port of its own."""
+    found = {}
+    if os.environ.get(f"{prefix}_DEVICE") == "cuda":
+        found[f"{prefix}_DEVICE"] = f"cuda:{place}"
+    port = os.environ.get(f"{prefix}_METRICS_PORT", "0")
+    if port.isdigit() and int(port):
+        found[f"{prefix}_METRICS_PORT"] = str(int(port) + place)
+    return found
 
 
 def child_environment(extra: dict[str, str]) -> dict[str, str]:

@@ -43,6 +43,10 @@ class AsyncStudents(AsyncVersions):
         """Yield predictions, batch by batch within the server's limits."""
         limits = (await self._transport.info()).limits
         for batch in images.batches(iter(items), limits):
+            if why := images.refusal(batch, limits):
+                failed = student_pb2.PredictResult(item_id=batch[0].item_id, error=why)
+                yield pb.PredictImagesResponse(results=[failed])
+                continue
             request = pb.PredictImagesRequest(
                 student=self.full(name),
                 items=batch,
@@ -65,6 +69,9 @@ class AsyncStudents(AsyncVersions):
         limits = (await self._transport.info()).limits
         found: list[pb.ImageExplanation] = []
         for batch in images.batches(iter(items), limits):
+            if why := images.refusal(batch, limits):
+                found.append(pb.ImageExplanation(item_id=batch[0].item_id, error=why))
+                continue
             request = pb.ExplainImagesRequest(
                 student=self.full(name),
                 items=batch,

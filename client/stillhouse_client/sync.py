@@ -146,6 +146,7 @@ class Models(_Group[AsyncModels]):
     generate = _iterating(AsyncModels.generate)
     download = _blocking(AsyncModels.download)
     encoders = _blocking(AsyncModels.encoders)
+    embed_images = _blocking(AsyncModels.embed_images)
     concept_sets = _blocking(AsyncModels.concept_sets)
     create_concept_set = _blocking(AsyncModels.create_concept_set)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -80,6 +81,18 @@ class ModelSettings(ServiceSettings):
     job_weight: float = Field(0.1, gt=0, le=1)
     """Share of a project's jobs against its online calls: what jobs keep while online calls would
     fill the device. Jobs take all that online calls leave."""
+    max_models_bytes: int = Field(8 << 30, ge=0)
+    """Bytes of image models' weights kept in memory; the least recently used of those that nobody
+    uses leaves first, the preloaded one never. 0 means no limit."""
+    image_precision: Literal["", "float32", "float16", "bfloat16"] = ""
+    """What image networks compute in; empty means float16 on a GPU with tensor cores, else float32.
+    Any but float32 gives models another digest, because their outputs differ."""
+    compile_mode: Literal["", "default", "reduce-overhead", "max-autotune"] = ""
+    """torch.compile of image networks; empty runs them as they are. Loading takes minutes then;
+    reduce-overhead uses CUDA graphs."""
+    jpeg_draft: bool = False
+    """Decode large JPEGs at a half, a quarter or an eighth of their size: faster, and part of the
+    preprocessing digest, because pixels differ."""
 
     @property
     def weights(self) -> Weights:

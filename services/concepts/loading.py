@@ -46,6 +46,7 @@ from services.concepts.dense import UnsupportedHead
 from services.concepts.encoder import Towers, install_head, open_clip_model, timm_clip
 from services.concepts.model import EncoderModel
 from services.concepts.segments import MAX_TOKENS
+from services.torch_common.compute import Compute, size_of
 from services.torch_common.fuse import fold_batch_norms
 from services.torch_common.imagenet import imagenet_class_names
 from services.torch_common.preprocess import Preprocessing
@@ -60,14 +61,14 @@ def load_model(
     catalogue: Catalogue,
     paths: dict[str, Path],
     cache: Path,
-    device: str = "cpu",
+    compute: Compute | None = None,
 ) -> EncoderModel:
     """The encoder of an entry whose files are at `paths`.
 
     Raises InvalidInput where files do not fit, Precondition where its head has no dense adapter.
     """
     loaded = load_towers(entry, catalogue, paths, cache)
-    return from_towers(entry.id, loaded.towers, loaded.preprocessing, loaded.digest, cache, device)
+    return from_towers(entry.id, loaded.towers, loaded.preprocessing, loaded.digest, cache, compute)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,33 +100,37 @@ def from_towers(
     preprocessing: Preprocessing,
     weights_digest: str,
     cache: Path,
-    device: str = "cpu",
+    compute: Compute | None = None,
 ) -> EncoderModel:
     """The encoder of two towers, with its reference mean."""
-    network = towers.network
+    compute, network = compute or Compute(), towers.network
     # Batch norms fold into convolutions: the same function in fewer passes over memory.
     probe = torch.zeros(1, 3, towers.image_size, towers.image_size)
     network.visual = fold_batch_norms(network.visual, probe)
     # The text tower stays on the CPU: its rows are few, kept, and the same wherever images run.
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compute.place(network)
+    # Where it was folded, the tower as it came is let go of.
+    towers.clip.visual = network.visual
     bounded, map_shape = _within_limit(network, towers.map_shape)
     dim = towers.embedding_dim
     model = EncoderModel(
         id=encoder_id,
         weights_digest=weights_digest,
-        preprocessing=preprocessing,
+        preprocessing=compute.reads(preprocessing),
         network=bounded.eval(),
         visual=network.visual,
         embedding_dim=dim,
+        size_bytes=size_of(towers.clip),
         map_shape=map_shape,
         encode_texts=towers.encode_texts,
         reference_mean=np.zeros(dim, np.float32),
-        device=device,
+        compute=compute,
     )
     key = _join(model.digest, model.region_digest, reference.RULE)
     path = cache / "encoders" / f"{key[:32]}-reference.safetensors"
+    plain = dataclasses.replace(model, compute=dataclasses.replace(compute, compile_mode=""))
     return dataclasses.replace(
-        model, reference_mean=reference.reference_mean(path, _regions_of(model))
+        model, reference_mean=reference.reference_mean(path, _regions_of(plain))
     )
 
 
@@ -259,7 +264,7 @@ def _head(path: Path, fit: Callable[[], Head]) -> tuple[Head, str]:
 
 def _regions_of(model: EncoderModel) -> Callable[[list[Image.Image]], list[Array]]:
     def rows(images: list[Image.Image]) -> list[Array]:
-        batch = torch.stack([model.preprocessing(image) for image in images])
+        batch = model.batch([model.square(image) for image in images], len(images))
         return [rows for rows, _ in model.regions(batch, len(images))]
 
     return rows

@@ -10,6 +10,7 @@ an image differently.
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 
@@ -57,7 +58,10 @@ class _Regions(nn.Module):
 
     def __init__(self, model: EncoderModel) -> None:
         super().__init__()
+        # A copy where the service computes elsewhere or in another type than the graph does.
         self.network = model.network
+        if next(model.network.parameters()).device.type != "cpu" or model.compute.identity:
+            self.network = copy.deepcopy(model.network).to(device="cpu", dtype=torch.float32)
         self.register_buffer("mean", torch.tensor(model.preprocessing.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(model.preprocessing.std).view(1, 3, 1, 1))
         self.rows, self.columns = model.map_shape

@@ -1,29 +1,31 @@
-"""Encoders by name: loaded once when first asked for, each behind bounded queues on one thread."""
+"""Encoders by name: loaded when first asked for, each behind bounded queues on one thread."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from services.common.batching import Batcher, Run
 from services.common.catalogue import Catalogue, ImageTextEncoder
 from services.common.device import Device
-from services.common.errors import NotFound
+from services.common.errors import NotFound, Overloaded
 from services.common.fairness import ONLINE
 from services.common.fetch import ensure_all
+from services.common.resident import Loaded, LoadedModel, Residents
 from services.common.tensors import Array
 from services.concepts.loading import load_model
 from services.concepts.model import EncoderModel, RegionRows
 from services.concepts.onnx_export import export_onnx
 from services.concepts.settings import ConceptsSettings
 from services.concepts.texts import Texts
+from services.torch_common.compute import Compute
 from services.torch_common.threads import set_threads
 
 R = TypeVar("R")
@@ -36,14 +38,15 @@ class ServedEncoder:
     model: EncoderModel
     licence: str
     images: Batcher[Tensor, Array]
-    """Image fp32 [3, S, S] to its embedding, float16 [D], unit length."""
+    """Image as `EncoderModel.square` gives it to its embedding, float16 [D], unit length."""
     regions: Batcher[Tensor, RegionRows]
-    """Image fp32 [3, S, S] to (float16 [R, D] unit rows, uint8 [rows, columns] map)."""
+    """Image as `EncoderModel.square` gives it to (float16 [R, D] unit rows, uint8 [rows, columns]
+    map)."""
     texts: Texts
 
 
 class Registry:
-    """Loads encoders off the event loop, each once, and keeps them."""
+    """Loads encoders off the event loop, each once, and keeps those that fit the budget."""
 
     def __init__(self, settings: ConceptsSettings, catalogue: Catalogue) -> None:
         self._settings, self._catalogue = settings, catalogue
@@ -51,8 +54,12 @@ class Registry:
             1, "encoder", initializer=set_threads, initargs=(settings.threads,)
         )
         self._device = Device(self._executor, settings.weights)
-        self._loaded: dict[str, ServedEncoder] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._compute = Compute.of(settings)
+        self._residents: Residents[str, ServedEncoder] = Residents(
+            settings.max_models_bytes,
+            self._put_away,
+            pinned=lambda encoder_id: encoder_id == settings.preload,
+        )
 
     def entries(self) -> Iterator[ImageTextEncoder]:
         """Yield the catalogue's encoders, by id."""
@@ -61,19 +68,50 @@ class Registry:
 
     def loaded(self, encoder_id: str) -> ServedEncoder | None:
         """Return an encoder only where it is in memory."""
-        return self._loaded.get(encoder_id)
+        return self._residents.find(encoder_id)
+
+    @asynccontextmanager
+    async def use(self, encoder_id: str) -> AsyncIterator[ServedEncoder]:
+        """An encoder that stays in memory while the block runs; loads it where needed.
+
+        Raises NotFound, and Overloaded or Precondition where there is no memory for it.
+        """
+        entry = self._entry(encoder_id)
+        async with self._residents.use(encoder_id, lambda: self._load(entry)) as served:
+            yield served
 
     async def get(self, encoder_id: str) -> ServedEncoder:
-        """Return an encoder, loading it where needed. Raises NotFound."""
-        if found := self._loaded.get(encoder_id):
-            return found
-        entry = self._entry(encoder_id)
-        async with self._locks.setdefault(encoder_id, asyncio.Lock()):
-            if encoder_id not in self._loaded:
-                # Not on the encoders' own thread: those that serve go on serving meanwhile.
-                model = await asyncio.to_thread(self._load, entry)
-                self._loaded[encoder_id] = self._serve(model, entry.licence)
-        return self._loaded[encoder_id]
+        """Return an encoder to look at, loading it where needed; `use` computes with one.
+
+        Raises as `use`.
+        """
+        async with self.use(encoder_id) as served:
+            return served
+
+    async def load(self, project: str, encoder_id: str) -> LoadedModel:
+        """Have an encoder in memory, as an operator wishes; every project may use it.
+
+        Raises as `use`.
+        """
+        async with self.use(encoder_id):
+            for one in self.loaded_models():
+                if one.model_id == encoder_id:
+                    return replace(one, users=one.users - 1)  # without this call
+        raise Overloaded(f"{encoder_id} was put away again")
+
+    async def unload(self, project: str, encoder_id: str) -> bool:
+        """Put an encoder away, once calls in flight are done.
+
+        Returns whether it was in memory. Raises NotFound, Precondition for the preloaded one.
+        """
+        return await self._residents.unload(self._entry(encoder_id).id)
+
+    def loaded_models(self) -> list[LoadedModel]:
+        """Return what is in memory, least recently used first."""
+        return [
+            LoadedModel.of(one, "", one.key, digest=one.model.model.digest)
+            for one in self._residents
+        ]
 
     async def onnx(self, served: ServedEncoder) -> bytes:
         """Return an encoder's image side as ONNX, made once; forward passes wait meanwhile."""
@@ -91,9 +129,12 @@ class Registry:
 
     async def close(self) -> None:
         """Stop every queue."""
-        served = list(self._loaded.values())
-        await asyncio.gather(*(b.close() for one in served for b in (one.images, one.regions)))
+        await self._residents.close()
         self._executor.shutdown(wait=True)
+
+    async def _put_away(self, served: ServedEncoder) -> None:
+        await asyncio.gather(served.images.close(), served.regions.close())
+        self._compute.forget()
 
     def _entry(self, encoder_id: str) -> ImageTextEncoder:
         entry = self._catalogue.get(encoder_id)
@@ -101,17 +142,36 @@ class Registry:
             raise NotFound(f"{encoder_id!r} is a {entry.kind}, not an encoder", resource=encoder_id)
         return entry
 
-    def _load(self, entry: ImageTextEncoder) -> EncoderModel:
+    async def _load(self, entry: ImageTextEncoder) -> Loaded[ServedEncoder]:
+        # Not on the encoders' own thread: those that serve go on serving meanwhile.
+        model = await asyncio.to_thread(self._read, entry)
+        await self._warm(model)
+        return Loaded(self._serve(model, entry.licence), model.size_bytes)
+
+    def _read(self, entry: ImageTextEncoder) -> EncoderModel:
         cache = self._settings.cache_dir
         paths = ensure_all(self._catalogue, [entry.id], cache)
-        return load_model(entry, self._catalogue, paths, cache, self._settings.device)
+        return load_model(entry, self._catalogue, paths, cache, self._compute)
+
+    async def _warm(self, model: EncoderModel) -> None:
+        """Run the batch shapes that calls will have, in the encoders' thread."""
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        for size in self._compute.warm_shapes(settings.max_batch, settings.shard_batch):
+            # One at a time: calls to other encoders go on in between.
+            await loop.run_in_executor(self._executor, model.warmup, size)
 
     def _serve(self, model: EncoderModel, licence: str) -> ServedEncoder:
+        settings, compute = self._settings, self._compute
+
+        def batch(items: list[Tensor], size: int) -> Tensor:
+            return model.batch(items, compute.shape_of(size, settings.max_batch))
+
         def images(items: list[Tensor], size: int) -> list[Array]:
-            return model.images(padded(items, size))[: len(items)]
+            return model.images(batch(items, size))[: len(items)]
 
         def regions(items: list[Tensor], size: int) -> list[RegionRows]:
-            return model.regions(padded(items, size), len(items))
+            return model.regions(batch(items, size), len(items))
 
         return ServedEncoder(
             model,
@@ -133,10 +193,3 @@ class Registry:
             max_batch_ms=settings.max_batch_ms,
             max_queue=settings.max_queue_items,
         )
-
-
-def padded(items: list[Tensor], size: int) -> Tensor:
-    """Stack images into fp32 [size, 3, S, S]; the rest is zeros."""
-    batch = torch.zeros((size, *items[0].shape))
-    torch.stack(items, out=batch[: len(items)])
-    return batch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from services.concepts import replies
 from services.concepts.concept_sets import ConceptSets, built_in, check_words
 from services.concepts.filters import FilterSettings, filter_words
 from services.concepts.intake import Intake, Prepared
+from services.concepts.memory_rpcs import MemoryRpcs
 from services.concepts.registry import Registry, ServedEncoder
 from services.concepts.settings import ConceptsSettings
 from services.concepts.texts import check_texts
@@ -35,7 +37,7 @@ R = TypeVar("R")
 _WORDS_FOR_PERCENTILES = 100
 
 
-class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
+class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
     """The RPCs of ConceptsService."""
 
     def __init__(self, settings: ConceptsSettings, registry: Registry, blobs: BlobStore) -> None:
@@ -61,15 +63,15 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def GetEncoder(
         self, request: concepts_pb2.GetEncoderRequest, context: Context
     ) -> concepts_pb2.GetEncoderResponse:
-        project, served = await self._encoder(request.name, field="name")
-        return concepts_pb2.GetEncoderResponse(encoder=replies.encoder(project, served))
+        async with self._encoder(request.name, field="name") as (project, served):
+            return concepts_pb2.GetEncoderResponse(encoder=replies.encoder(project, served))
 
     async def EmbedTexts(
         self, request: concepts_pb2.EmbedTextsRequest, context: Context
     ) -> concepts_pb2.EmbedTextsResponse:
         texts = check_texts(request.texts)
-        project, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(texts, project=project)
+        async with self._encoder(request.encoder) as (project, served):
+            rows = await served.texts.embed(texts, project=project)
         return concepts_pb2.EmbedTextsResponse(
             embeddings=to_message(rows), encoder_digest=served.model.digest
         )
@@ -78,11 +80,11 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         self, request: concepts_pb2.EmbedImagesRequest, context: Context
     ) -> concepts_pb2.EmbedImagesResponse:
         check_batch(request.items, limit=self._settings.max_batch_items)
-        project, served = await self._encoder(request.encoder)
-        flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
-        outcomes, timings = await self._run(
-            request.items, flow, served, served.images, time_left_s(context)
-        )
+        async with self._encoder(request.encoder) as (project, served):
+            flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
+            outcomes, timings = await self._run(
+                request.items, flow, served, served.images, time_left_s(context)
+            )
         results = [
             replies.embedding(item.item_id, outcome)
             for item, outcome in zip(request.items, outcomes, strict=True)
@@ -95,11 +97,11 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         self, request: concepts_pb2.EmbedRegionsRequest, context: Context
     ) -> concepts_pb2.EmbedRegionsResponse:
         check_batch(request.items, limit=self._settings.max_batch_items)
-        project, served = await self._encoder(request.encoder)
-        flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
-        outcomes, timings = await self._run(
-            request.items, flow, served, served.regions, time_left_s(context)
-        )
+        async with self._encoder(request.encoder) as (project, served):
+            flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
+            outcomes, timings = await self._run(
+                request.items, flow, served, served.regions, time_left_s(context)
+            )
         results = [
             replies.regions(item.item_id, outcome)
             for item, outcome in zip(request.items, outcomes, strict=True)
@@ -116,15 +118,15 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     ) -> concepts_pb2.ScorePresenceResponse:
         concepts = check_words(request.concepts, field="concepts")
         check_batch(request.items, limit=self._settings.max_batch_items)
-        project, served = await self._encoder(request.encoder)
-        mu = _mean(request.image_mean, served, field="image_mean")
-        tau = _mean(request.text_mean, served, field="text_mean")
-        texts = await served.texts.embed(concepts, project=project)
-        if tau is None:
-            tau = await self._corpus_mean(served)
-        outcomes, timings = await self._run(
-            request.items, Flow(project), served, served.regions, time_left_s(context)
-        )
+        async with self._encoder(request.encoder) as (project, served):
+            mu = _mean(request.image_mean, served, field="image_mean")
+            tau = _mean(request.text_mean, served, field="text_mean")
+            texts = await served.texts.embed(concepts, project=project)
+            if tau is None:
+                tau = await self._corpus_mean(served)
+            outcomes, timings = await self._run(
+                request.items, Flow(project), served, served.regions, time_left_s(context)
+            )
         good = [one.result[0] for one in outcomes if isinstance(one, Served)]
         scores = await asyncio.to_thread(
             presence,
@@ -178,9 +180,9 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         words = check_words(request.words)
         names = check_texts(request.class_names, field="class_names")
         options = _filter_settings(request.filter, len(words))
-        project, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(words, project=project)
-        classes = await served.texts.embed(names, project=project)
+        async with self._encoder(request.encoder) as (project, served):
+            rows = await served.texts.embed(words, project=project)
+            classes = await served.texts.embed(names, project=project)
         done = await asyncio.to_thread(
             filter_words,
             words,
@@ -203,8 +205,8 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     async def ExportEncoder(
         self, request: concepts_pb2.ExportEncoderRequest, context: Context
     ) -> concepts_pb2.ExportEncoderResponse:
-        project, served = await self._encoder(request.encoder)
-        data = await self._registry.onnx(served)
+        async with self._encoder(request.encoder) as (project, served):
+            data = await self._registry.onnx(served)
         digest = await asyncio.to_thread(self._blobs.put, project, data)
         return concepts_pb2.ExportEncoderResponse(
             onnx=items_pb2.BlobRef(digest=digest, size_bytes=len(data)),
@@ -213,22 +215,25 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
 
     async def canary(self) -> None:
         """Embed one small image with the preloaded encoder, through the queue."""
-        served = await self._registry.get(self._settings.preload)
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
-        prepared = await asyncio.to_thread(
-            self._intake.tensor, buffer.getvalue(), served.model.preprocessing
-        )
-        await served.images.probe(prepared.tensor)
+        async with self._registry.use(self._settings.preload) as served:
+            prepared = await asyncio.to_thread(self._intake.read, buffer.getvalue(), served.model)
+            await served.images.probe(prepared.square)
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""
         await self._registry.close()
         self._intake.close()
 
-    async def _encoder(self, name: str, *, field: str = "encoder") -> tuple[str, ServedEncoder]:
+    @asynccontextmanager
+    async def _encoder(
+        self, name: str, *, field: str = "encoder"
+    ) -> AsyncIterator[tuple[str, ServedEncoder]]:
+        """The project of a name and its encoder, which stays in memory while the block runs."""
         project, encoder_id = parse(name, "encoders", field=field)
-        return project, await self._registry.get(encoder_id)
+        async with self._registry.use(encoder_id) as served:
+            yield project, served
 
     async def _run(
         self,
@@ -241,9 +246,9 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         """Prepare images and run the good ones, if all can be done in `left_s` seconds; one outcome
         per item, in order."""
         with batcher.admitted(len(items), flow, time_left_s=left_s) as place:
-            prepared = await self._intake.prepare(items, flow, served.model.preprocessing)
+            prepared = await self._intake.prepare(items, flow, served.model)
             ready = [one for one in prepared if isinstance(one, Prepared)]
-            rows = await batcher.submit([one.tensor for one in ready], place=place)
+            rows = await batcher.submit([one.square for one in ready], place=place)
         answers = iter(rows)
         outcomes = [
             one if isinstance(one, status_pb2.Status) else next(answers) for one in prepared

@@ -22,6 +22,7 @@ from services.gateway.datasets.readers import Reading, UriPolicy
 from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
 from services.gateway.http.edge import Edge
+from services.gateway.image_embeddings import ImageEmbeddings
 from services.gateway.jobs.classifier import classifier_job
 from services.gateway.jobs.concept import concept_job
 from services.gateway.jobs.engine import Engine, Story
@@ -92,7 +93,13 @@ class Gateway:
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(self.datasets, server)
         jobs_pb2_grpc.add_DistillationServiceServicer_to_server(self.jobs, server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(self.peers, self.blobs), server
+            ModelServicer(
+                self.peers,
+                self.blobs,
+                ImageEmbeddings(self.peers, self.cache),
+                max_batch_items=self.settings.max_batch_items,
+            ),
+            server,
         )
         students_pb2_grpc.add_StudentsServiceServicer_to_server(
             StudentsServicer(
@@ -100,6 +107,7 @@ class Gateway:
                 self.blobs,
                 self.peers,
                 self.catalogue,
+                self.cache,
                 max_batch_items=self.settings.max_batch_items,
             ),
             server,

@@ -1,4 +1,4 @@
-"""The cache of region embeddings in Redis: raw fp16 behind a checked header.
+"""The cache of embeddings in Redis: raw fp16 behind a checked header.
 
 The cache may be absent, slow, restarted, emptied or wrong; each of these is a miss and costs time
 only. After a failure Redis is left alone for a moment, so that a dead one does not delay every
@@ -11,9 +11,9 @@ import contextlib
 import hashlib
 import struct
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import redis.asyncio
@@ -21,12 +21,16 @@ from redis.exceptions import RedisError
 
 from services.common import logs, metrics
 from services.common.tensors import Array
-from services.gateway.keys import RegionSpace, region_key
+from services.gateway.keys import ImageSpace, RegionSpace, image_key, region_key
 
+V = TypeVar("V")
 _log = logs.get(__name__)
 _MAGIC = b"SHR1"
 _HEADER = struct.Struct("<4sIIII16s")
 """Magic, regions, width, map rows, map columns, first half of the SHA-256 of shapes and data."""
+_ROW_MAGIC = b"SHI1"
+_ROW_HEADER = struct.Struct("<4sI16s")
+"""Magic, width, first half of the SHA-256 of the data."""
 _REST_S = 2.0
 _FAILURES = (RedisError, OSError, TimeoutError)
 
@@ -67,8 +71,27 @@ def decode(value: bytes) -> Regions | None:
     )
 
 
+def encode_row(row: Array) -> bytes:
+    """Return the value stored for one embedding float16 [D]."""
+    body = row.astype("<f2", copy=False).tobytes()
+    return _ROW_HEADER.pack(_ROW_MAGIC, len(row), hashlib.sha256(body).digest()[:16]) + body
+
+
+def decode_row(value: bytes) -> Array | None:
+    """Return the embedding of a stored value; None where it is not what `encode_row` wrote."""
+    if len(value) < _ROW_HEADER.size:
+        return None
+    magic, width, check = _ROW_HEADER.unpack_from(value)
+    body = value[_ROW_HEADER.size :]
+    if magic != _ROW_MAGIC or len(body) != 2 * width:
+        return None
+    if hashlib.sha256(body).digest()[:16] != check:
+        return None
+    return np.frombuffer(body, "<f2")
+
+
 class EmbeddingCache:
-    """Looks up and stores regions by full key. Without a URL every look-up is a miss."""
+    """Looks up and stores embeddings by full key. Without a URL every look-up is a miss."""
 
     def __init__(self, url: str, *, timeout_s: float = 0.5) -> None:
         self._redis: Any = (
@@ -87,27 +110,20 @@ class EmbeddingCache:
 
     async def get(self, space: RegionSpace, items: Sequence[str]) -> list[Regions | None]:
         """Return the regions of each item digest, None where they are not there: one MGET."""
-        found: list[Regions | None] = [None] * len(items)
-        if items:
-            keys = [region_key(space, item) for item in items]
-            values = await self._try(lambda: self._redis.mget(keys))
-            if values is not None:
-                found = [None if value is None else decode(value) for value in values]
-        self._count(found)
-        return found
+        return await self._find([region_key(space, item) for item in items], decode)
 
     async def put(self, space: RegionSpace, found: dict[str, Regions]) -> None:
         """Store regions by item digest, in one pipeline; losing them costs time only."""
-        if not found:
-            return
+        await self._keep({region_key(space, item): encode(one) for item, one in found.items()})
 
-        async def send() -> None:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for item, regions in found.items():
-                    pipe.set(region_key(space, item), encode(regions))
-                await pipe.execute()
+    async def rows(self, space: ImageSpace, items: Sequence[str]) -> list[Array | None]:
+        """Return the embedding float16 [D] of each item digest, None where it is not there: one
+        MGET."""
+        return await self._find([image_key(space, item) for item in items], decode_row)
 
-        await self._try(send)
+    async def put_rows(self, space: ImageSpace, found: dict[str, Array]) -> None:
+        """Store embeddings by item digest, in one pipeline; losing them costs time only."""
+        await self._keep({image_key(space, item): encode_row(one) for item, one in found.items()})
 
     async def count(self, space: RegionSpace, items: Sequence[str]) -> int:
         """Return how many of the items are there."""
@@ -131,6 +147,29 @@ class EmbeddingCache:
             with contextlib.suppress(*_FAILURES):
                 await self._redis.aclose()
 
+    async def _find(
+        self, keys: Sequence[str], decoded: Callable[[bytes], V | None]
+    ) -> list[V | None]:
+        found: list[V | None] = [None] * len(keys)
+        if keys:
+            values = await self._try(lambda: self._redis.mget(keys))
+            if values is not None:
+                found = [None if value is None else decoded(value) for value in values]
+        self._count(found)
+        return found
+
+    async def _keep(self, values: dict[str, bytes]) -> None:
+        if not values:
+            return
+
+        async def send() -> None:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key, value in values.items():
+                    pipe.set(key, value)
+                await pipe.execute()
+
+        await self._try(send)
+
     async def _try(self, command: Any) -> Any:
         """Run a command; None where there is no Redis, it rests after a failure, or fails now."""
         if self._redis is None or self.resting:
@@ -142,7 +181,7 @@ class EmbeddingCache:
             _log.warning("cache is away; going on without it", reason=str(error)[:200])
             return None
 
-    def _count(self, found: Sequence[Regions | None]) -> None:
+    def _count(self, found: Sequence[object | None]) -> None:
         hits = sum(one is not None for one in found)
         self.hits, self.misses = self.hits + hits, self.misses + len(found) - hits
         metrics.CACHE_LOOKUPS.labels("hit").inc(hits)

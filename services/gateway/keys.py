@@ -37,6 +37,26 @@ class RegionSpace:
         return self
 
 
+@dataclass(frozen=True)
+class ImageSpace:
+    """What whole-image embeddings depend on beside the image.
+
+    They come from online calls, so their last bits depend on the batch they ran in: no job reads
+    them.
+    """
+
+    project: str
+    encoder_digest: str
+    preprocessing_digest: str
+
+    def check(self) -> ImageSpace:
+        """Return self. Raises InvalidInput for a project or a digest that is not one."""
+        check_id(self.project, field="project")
+        check_digest(self.encoder_digest, field="encoder_digest")
+        check_digest(self.preprocessing_digest, field="preprocessing_digest")
+        return self
+
+
 def region_key(space: RegionSpace, item_digest: str) -> str:
     """Return the Redis key of an image's region embeddings and map."""
     return ":".join(
@@ -48,6 +68,21 @@ def region_key(space: RegionSpace, item_digest: str) -> str:
             space.encoder_digest,
             space.preprocessing_digest,
             space.region_digest,
+            _DTYPE,
+        )
+    )
+
+
+def image_key(space: ImageSpace, item_digest: str) -> str:
+    """Return the Redis key of a whole image's embedding."""
+    return ":".join(
+        (
+            f"stillhouse{_LAYOUT}",
+            "images",
+            space.project,
+            check_digest(item_digest),
+            space.encoder_digest,
+            space.preprocessing_digest,
             _DTYPE,
         )
     )

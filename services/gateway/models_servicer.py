@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator
 
 import grpc.aio
+from google.rpc import status_pb2
 from stillhouse.common.v1 import items_pb2
 from stillhouse.concepts.v1 import concepts_pb2
 from stillhouse.gateway.v1 import models_pb2 as pb
@@ -18,9 +19,12 @@ from stillhouse.teacher.v1 import teacher_pb2
 from services.common.blobs import BlobStore
 from services.common.channels import to_error
 from services.common.errors import InvalidInput, NotFound, from_status
+from services.common.inputs import check_batch
 from services.common.interceptors import Context
 from services.common.model_records import LanguageModelRecord
 from services.common.names import check_id, join, parse
+from services.common.tensors import to_message
+from services.gateway.image_embeddings import ImageEmbeddings
 from services.gateway.jobs.language_specs import check_sampling
 from services.gateway.peers import Peers
 
@@ -28,8 +32,11 @@ from services.gateway.peers import Peers
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     """The RPCs of ModelService."""
 
-    def __init__(self, peers: Peers, blobs: BlobStore) -> None:
-        self._peers, self._blobs = peers, blobs
+    def __init__(
+        self, peers: Peers, blobs: BlobStore, embeddings: ImageEmbeddings, *, max_batch_items: int
+    ) -> None:
+        self._peers, self._blobs, self._embeddings = peers, blobs, embeddings
+        self._max_batch_items = max_batch_items
 
     async def ListTeachers(
         self, request: pb.ListTeachersRequest, context: Context
@@ -94,6 +101,22 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             concepts_pb2.ListEncodersRequest(project=request.project),
         )
         return pb.ListProjectEncodersResponse(encoders=reply.encoders)
+
+    async def EmbedProjectImages(
+        self, request: pb.EmbedProjectImagesRequest, context: Context
+    ) -> pb.EmbedProjectImagesResponse:
+        parse(request.encoder, "encoders", field="encoder")
+        check_batch(request.items, limit=self._max_batch_items)
+        found = await self._embeddings.embed(request.encoder, request.items)
+        response = pb.EmbedProjectImagesResponse(
+            encoder_digest=found.encoder_digest, cached_count=found.cached
+        )
+        for item, outcome in zip(request.items, found.outcomes, strict=True):
+            if isinstance(outcome, status_pb2.Status):
+                response.results.add(item_id=item.item_id, error=outcome)
+            else:
+                response.results.add(item_id=item.item_id, embedding=to_message(outcome))
+        return response
 
     async def ListProjectConceptSets(
         self, request: pb.ListProjectConceptSetsRequest, context: Context

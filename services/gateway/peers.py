@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import grpc.aio
+from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 from stillhouse.concepts.v1 import concepts_pb2_grpc
 from stillhouse.student.v1 import student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2_grpc
 
 from services.common.channels import call, open_channel, retrying
+from services.common.errors import StillhouseError
+from services.common.parts import in_parts
 from services.gateway.settings import GatewaySettings
 
 R = TypeVar("R")
+T = TypeVar("T")
+Peer = Literal["teacher", "concepts", "student"]
+_PLACES: dict[Peer, int] = {"teacher": 0, "concepts": 1, "student": 2}
+_LIMITS_S = 60.0
+"""How long a service's limits are taken as known."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Peers:
     shard_timeout_s: float
     give_up_s: float
     max_message_bytes: int
+    known_limits: dict[Peer, tuple[float, info_pb2.Limits]] = field(default_factory=dict)
+    """What services have said they accept, each until a time of `time.monotonic`."""
 
     @classmethod
     def connect(cls, settings: GatewaySettings) -> Peers:
@@ -59,6 +70,21 @@ class Peers:
         """Call once; an online caller decides itself whether to try again. Raises
         StillhouseError."""
         return await call(method, request, timeout_s=timeout_s or self.timeout_s)
+
+    async def parts(
+        self, peer: Peer, items: Sequence[T], bytes_of: Callable[[T], int]
+    ) -> list[list[T]]:
+        """Return items in lists that a service takes in one call; `bytes_of` tells what an item
+        takes in the request or in the answer, whichever is more."""
+        until_s, limits = self.known_limits.get(peer, (0.0, info_pb2.Limits()))
+        if until_s < time.monotonic():
+            stub = info_pb2_grpc.InfoServiceStub(self.channels[_PLACES[peer]])
+            try:
+                limits = (await self.ask(stub.GetInfo, info_pb2.GetInfoRequest())).limits
+                self.known_limits[peer] = (time.monotonic() + _LIMITS_S, limits)
+            except StillhouseError:  # away: the call itself will say so, and is what is repeated
+                pass
+        return in_parts(items, bytes_of, limits)
 
     async def insist(
         self,

@@ -9,6 +9,7 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue
 from services.gateway import student_messages as shown
 from services.gateway import students
+from services.gateway.cache import EmbeddingCache
 from services.gateway.peers import Peers
 from services.gateway.store import Store, StudentRow, VersionRow
 from services.gateway.student_calls import Serving, StudentCalls, serving
@@ -24,6 +25,7 @@ class StudentAccess:
         blobs: BlobStore,
         peers: Peers,
         catalogue: Catalogue,
+        cache: EmbeddingCache | None = None,
         *,
         max_batch_items: int = 256,
     ) -> None:
@@ -32,7 +34,7 @@ class StudentAccess:
         self._peers = peers
         self._catalogue = catalogue
         self._files = StudentFiles(blobs)
-        self._calls = StudentCalls(peers, blobs, catalogue)
+        self._calls = StudentCalls(peers, blobs, catalogue, cache or EmbeddingCache(""))
         self._max_batch_items = max_batch_items
 
     async def _student(self, name: str, field: str) -> StudentRow:

@@ -4,7 +4,7 @@ StudentService."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,9 +15,11 @@ from stillhouse.gateway.v1 import students_pb2 as pb
 from stillhouse.student.v1 import student_pb2
 
 from services.common import images, inputs, tensors
-from services.common.blobs import BlobStore
+from services.common.blobs import BlobStore, is_digest
 from services.common.catalogue import Catalogue
 from services.common.errors import Internal, Precondition, StillhouseError
+from services.gateway.cache import EmbeddingCache, Regions
+from services.gateway.keys import RegionSpace
 from services.gateway.peers import Peers
 from services.gateway.region_boxes import (
     WHOLE,
@@ -30,10 +32,12 @@ from services.gateway.region_boxes import (
 from services.gateway.store import StudentRow
 from services.gateway.student_files import StudentFile
 
-CHUNK_ITEMS = 32
-CHUNK_BYTES = 8 << 20
+_REGIONS_BYTES = 32 << 10
+"""What the regions of an image take in a message."""
 _EMBED_S = 120.0
 _STUDENT_S = 60.0
+_SPACE = ("encoder_digest", "preprocessing_digest", "region_digest")
+"""What region embeddings depend on, by their names in a student's provenance."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,6 @@ class Serving:
     encoder: str
     ref: student_pb2.StudentRef
     file: StudentFile
-
-
-@dataclass(frozen=True)
-class Regions:
-    """One image's regions, [R, D] float16, and its map [h, w] uint8."""
-
-    embeddings: tensors.Array
-    map: tensors.Array
 
 
 Outcome: TypeAlias = "Regions | status_pb2.Status"
@@ -65,23 +61,26 @@ def serving(student: StudentRow, ref: student_pb2.StudentRef, file: StudentFile)
 class StudentCalls:
     """Online calls on images. An item that fails becomes a status and harms no other."""
 
-    def __init__(self, peers: Peers, blobs: BlobStore, catalogue: Catalogue) -> None:
+    def __init__(
+        self, peers: Peers, blobs: BlobStore, catalogue: Catalogue, cache: EmbeddingCache
+    ) -> None:
         self._peers = peers
         self._blobs = blobs
         self._catalogue = catalogue
+        self._cache = cache
 
     async def predict(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
     ) -> list[student_pb2.PredictResult]:
         """Return one result per item, in order."""
         found = await self._regions(student, items)
-        request = student_pb2.PredictRequest(
-            project=student.project, student=student.ref, items=_inputs(items, found, student.file)
-        )
         answered: list[student_pb2.PredictResult] = []
-        if request.items:
+        for part in await self._student_parts(_inputs(items, found, student.file)):
+            request = student_pb2.PredictRequest(
+                project=student.project, student=student.ref, items=part
+            )
             method = self._peers.student.Predict
-            answered = list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
+            answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
         left = iter(answered)
         results = []
         for item, one in zip(items, found, strict=True):
@@ -99,17 +98,13 @@ class StudentCalls:
             self._regions(student, items),
             asyncio.gather(*(self._frame(student, item) for item in items)),
         )
-        request = student_pb2.ExplainRequest(
-            project=student.project,
-            student=student.ref,
-            items=_inputs(items, found, student.file),
-            label=label,
-            top=top,
-        )
         answered: list[student_pb2.ExplainResult] = []
-        if request.items:
+        for part in await self._student_parts(_inputs(items, found, student.file)):
+            request = student_pb2.ExplainRequest(
+                project=student.project, student=student.ref, items=part, label=label, top=top
+            )
             method = self._peers.student.Explain
-            answered = list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
+            answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
         left = iter(answered)
         return [
             _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
@@ -119,9 +114,13 @@ class StudentCalls:
     async def _regions(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
     ) -> list[Outcome]:
-        found: list[Outcome] = []
-        async for chunk in _chunks(items):
-            request = concepts_pb2.EmbedRegionsRequest(encoder=student.encoder, items=chunk)
+        """Regions of every item, or why there are none. What a job has embedded is not embedded
+        again; what is embedded here is not kept, since no job may depend on our batches."""
+        known = await self._known(student, items)
+        missing = [item for item, one in zip(items, known, strict=True) if one is None]
+        fresh: list[Outcome] = []
+        for part in await self._peers.parts("concepts", missing, _item_bytes):
+            request = concepts_pb2.EmbedRegionsRequest(encoder=student.encoder, items=part)
             method = self._peers.concepts.EmbedRegions
             response = await self._peers.ask(method, request, timeout_s=_EMBED_S)
             now = {
@@ -129,10 +128,32 @@ class StudentCalls:
                 "region_digest": response.region_digest,
             }
             check_encoder(student.file, now)
-            found += [_outcome(result) for result in response.results]
-        if len(found) != len(items):
+            fresh += [_outcome(result) for result in response.results]
+        if len(fresh) != len(missing):
             raise Internal("the encoder answered with another number of items")
-        return found
+        left = iter(fresh)
+        return [next(left) if one is None else one for one in known]
+
+    async def _known(
+        self, student: Serving, items: Sequence[items_pb2.ImageInput]
+    ) -> list[Regions | None]:
+        """Regions in the cache, of items that come by digest."""
+        known: list[Regions | None] = [None] * len(items)
+        origin = student.file.provenance
+        digests = [item.digest if is_digest(item.digest) else "" for item in items]
+        asked = [at for at, digest in enumerate(digests) if digest]
+        if not asked or not all(origin.get(name) for name in _SPACE):
+            return known
+        space = RegionSpace(student.project, *(origin[name] for name in _SPACE)).check()
+        rows = await self._cache.get(space, [digests[at] for at in asked])
+        for at, row in zip(asked, rows, strict=True):
+            known[at] = row
+        return known
+
+    async def _student_parts(
+        self, found: Sequence[student_pb2.RegionInput]
+    ) -> list[list[student_pb2.RegionInput]]:
+        return await self._peers.parts("student", found, lambda one: one.ByteSize())
 
     async def _frame(self, student: Serving, item: items_pb2.ImageInput) -> Frame:
         """The part of the image that the encoder sees; the whole image where it cannot be read."""
@@ -144,20 +165,8 @@ class StudentCalls:
             return WHOLE
 
 
-async def _chunks(
-    items: Sequence[items_pb2.ImageInput],
-) -> AsyncIterator[list[items_pb2.ImageInput]]:
-    """Cut a batch so that each part fits a message."""
-    chunk: list[items_pb2.ImageInput] = []
-    size = 0
-    for item in items:
-        if chunk and (len(chunk) >= CHUNK_ITEMS or size + len(item.data) > CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(item)
-        size += len(item.data)
-    if chunk:
-        yield chunk
+def _item_bytes(item: items_pb2.ImageInput) -> int:
+    return max(item.ByteSize(), _REGIONS_BYTES)
 
 
 def check_encoder(file: StudentFile, now: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from services.common.errors import InvalidInput
+from services.torch_common.compute import Compute
 from services.torch_common.heads import LinearHead
 from services.torch_common.preprocess import Preprocessing
 
@@ -34,9 +35,12 @@ class Network(Protocol):
     """The computation inside a classifier."""
 
     feature_dim: int
+    size_bytes: int
+    """Of its weights."""
 
     def __call__(self, batch: Tensor) -> Outputs:
-        """Outputs for fp32 [B, 3, H, W]; B is at least 1."""
+        """Outputs for normalised [B, 3, H, W], B at least 1, on any device and of any float type;
+        what is not as the network computes is converted."""
         ...
 
 
@@ -60,13 +64,20 @@ class ImageClassifier:
         classes: Sequence[str],
         network: Network,
         preprocessing: Preprocessing,
+        compute: Compute | None = None,
     ) -> None:
         self.id = model_id
         self.digest = digest
         self.classes = tuple(classes)
         self.feature_dim = network.feature_dim
         self.preprocessing = preprocessing
+        self.compute = compute or Compute()
         self._network = network
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its weights."""
+        return self._network.size_bytes
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -77,6 +88,10 @@ class ImageClassifier:
     def preprocess(self, image: Image.Image) -> Tensor:
         """fp32 [3, H, W] of an RGB image. Cheap enough for a thread pool; holds no state."""
         return self.preprocessing(image)
+
+    def square(self, image: Image.Image) -> Tensor:
+        """uint8 [H, W, 3] of an RGB image, where the model computes; for the thread pool too."""
+        return self.compute.stage(self.preprocessing.square(image))
 
     @torch.inference_mode()
     def forward(self, batch: Tensor) -> Outputs:
@@ -89,28 +104,29 @@ class ImageClassifier:
             )
         return self._network(batch)
 
+    @torch.inference_mode()
     def forward_padded(self, items: Sequence[Tensor], batch_size: int) -> Outputs:
         """Outputs for up to ``batch_size`` images, computed at exactly that batch size.
+
+        An item is what ``square`` or ``preprocess`` gives. Raises InvalidInput for others.
 
         The rest is filled with zeros and dropped. A forward pass gives other last bits at another
         batch size, so a job whose results must not depend on its neighbours runs everything at one.
         """
-        if not 1 <= len(items) <= batch_size:
-            raise InvalidInput(f"{len(items)} images do not fit a batch of {batch_size}")
-        batch = torch.zeros((batch_size, *self.input_shape))
-        for index, item in enumerate(items):
-            batch[index] = item
-        logits, features = self.forward(batch)
+        batch = self.compute.batch(items, batch_size, self.preprocessing)
+        logits, features = self._network(batch)
         return Outputs(logits[: len(items)].clone(), features[: len(items)].clone())
 
     def warmup(self, batch_size: int = 1) -> None:
-        """Run once on zeros, so that the first caller does not wait for lazy set-up, and check the
-        outputs.
+        """Run once on a black image, so that the first caller does not wait for lazy set-up, and
+        check the outputs.
 
-        Raises RuntimeError when the network does not give finite [B, K] and [B, D].
+        Raises RuntimeError when the network does not give finite [1, K] and [1, D].
         """
-        logits, features = self.forward(torch.zeros((batch_size, *self.input_shape)))
-        wanted = ((batch_size, len(self.classes)), (batch_size, self.feature_dim))
+        size = self.preprocessing.size_px
+        black = self.compute.stage(torch.zeros((size, size, 3), dtype=torch.uint8))
+        logits, features = self.forward_padded([black], batch_size)
+        wanted = ((1, len(self.classes)), (1, self.feature_dim))
         got = (tuple(logits.shape), tuple(features.shape))
         if got != wanted:
             raise RuntimeError(f"{self.id} gives shapes {got}, expected {wanted}")
@@ -123,11 +139,12 @@ class _HeadNetwork:
 
     def __init__(self, backbone: ImageClassifier, head: LinearHead) -> None:
         self.feature_dim = backbone.feature_dim
-        self._backbone = backbone
+        self.size_bytes = head.weight.nbytes + head.bias.nbytes
+        self._backbone = backbone._network
         self._head = head
 
     def __call__(self, batch: Tensor) -> Outputs:
-        features = self._backbone.forward(batch).features
+        features = self._backbone(batch).features
         return Outputs(self._head(features), features)
 
 
@@ -149,4 +166,6 @@ def with_head(
         json.dumps([backbone.digest, head_digest, list(head.classes)]).encode()
     ).hexdigest()
     network = _HeadNetwork(backbone, head)
-    return ImageClassifier(model_id, digest, head.classes, network, backbone.preprocessing)
+    return ImageClassifier(
+        model_id, digest, head.classes, network, backbone.preprocessing, backbone.compute
+    )

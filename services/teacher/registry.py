@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,43 +20,21 @@ from services.common.catalogue import Catalogue, ImageModel, LanguageModel
 from services.common.classifier_records import KIND as TRAINED_CLASSIFIER
 from services.common.classifier_records import ClassifierRecord
 from services.common.device import Device
-from services.common.errors import InvalidInput, NotFound, Precondition
+from services.common.errors import InvalidInput, NotFound, Overloaded, Precondition
 from services.common.fetch import ensure
 from services.common.model_records import KIND as LANGUAGE_MODEL
+from services.common.resident import Loaded, LoadedModel, Residents
 from services.common.tensors import Array, unpack_arrays
 from services.teacher.backbones import load_classifier
-from services.teacher.models import ImageClassifier, Outputs, with_head
+from services.teacher.models import ImageClassifier, with_head
+from services.teacher.served import Row, RowMemory, ServedModel, rows_of
 from services.teacher.settings import TeacherSettings
 from services.teacher.trained import load_trained
+from services.torch_common.compute import Compute
 from services.torch_common.heads import LinearHead
 
-Row = tuple[Array, Array]
-"""One image's (logits [K] float32, features [D] float16)."""
-
-
-class RowMemory:
-    """Rows of job shards by image digest, least recently used forgotten first.
-
-    Several heads on one trunk are usually asked about the same images; the trunk then runs once.
-    Rows of online calls are not kept: their last bits depend on the batch they ran in.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._rows: OrderedDict[tuple[str, str], Row] = OrderedDict()
-
-    def get(self, project: str, digest: str) -> Row | None:
-        """Return an image's row, None where it is not remembered."""
-        row = self._rows.get((project, digest))
-        if row is not None:
-            self._rows.move_to_end((project, digest))
-        return row
-
-    def put(self, project: str, digest: str, row: Row) -> None:
-        """Remember a row."""
-        self._rows[(project, digest)] = row
-        while len(self._rows) > self._size:
-            self._rows.popitem(last=False)
+Key = tuple[str, str]
+"""Project and model id; the project is empty for the catalogue's."""
 
 
 @dataclass(frozen=True, order=True)
@@ -70,35 +48,8 @@ class ListedModel:
     trunk: str
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """A classifier with its queue. Models on the same trunk share the trunk's queue and its
-    remembered rows."""
-
-    classifier: ImageClassifier
-    batcher: Batcher[Tensor, Row]
-    remembered: RowMemory
-    licence: str
-    trunk: str
-    head: tuple[Array, Array] | None = None
-    """(weight [K, D], bias [K]) float32 of a head we trained; None answers with the trunk's own
-    logits."""
-    single_label: bool = True
-    cross_fitted: dict[str, Array] = field(default_factory=dict)
-    """Logits [K] by digest of the images a head was trained on, from the fold that did not see
-    them."""
-
-    def logits(self, row: Row) -> Array:
-        """Return [K] float32. A head reads features rounded to float16, whether remembered or
-        not."""
-        if self.head is None:
-            return row[0]
-        weight, bias = self.head
-        return np.asarray(weight @ row[1].astype(np.float32) + bias, np.float32)
-
-
 class Registry:
-    """Loads models off the event loop, each once, and keeps them."""
+    """Loads models off the event loop, each once, and keeps those that fit the budget."""
 
     def __init__(self, settings: TeacherSettings, catalogue: Catalogue, blobs: BlobStore) -> None:
         self._settings, self._catalogue, self._blobs = settings, catalogue, blobs
@@ -106,16 +57,64 @@ class Registry:
         """The one thread in which every model computes."""
         self.device = Device(self.executor, settings.weights)
         """Gives turns in it."""
-        self._loaded: dict[tuple[str, str], ServedModel] = {}
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._compute = Compute.of(settings)
+        preload = settings.preload
+        self._residents: Residents[Key, ServedModel] = Residents(
+            settings.max_models_bytes,
+            self._put_away,
+            pinned=lambda key: key in {("", preload), ("default", preload)},
+        )
+
+    @asynccontextmanager
+    async def use(self, project: str, model_id: str) -> AsyncIterator[ServedModel]:
+        """A model that stays in memory while the block runs; loads it where needed.
+
+        Raises NotFound, and Overloaded or Precondition where there is no memory for it.
+        """
+        key = self._key(project, model_id)
+        async with self._residents.use(key, lambda: self._load(key)) as served:
+            yield served
 
     async def get(self, project: str, model_id: str) -> ServedModel:
-        """Return a model, loading it where needed. Raises NotFound."""
-        key = ("", model_id) if self._in_catalogue(model_id) else (project, model_id)
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            if key not in self._loaded:
-                await self._load(key)
-        return self._loaded[key]
+        """Return a model to look at, loading it where needed; `use` computes with one.
+
+        Raises as `use`.
+        """
+        async with self.use(project, model_id) as served:
+            return served
+
+    async def load(self, project: str, model_id: str) -> LoadedModel:
+        """Have a model in memory, as an operator wishes. Raises as `use`."""
+        key = self._key(project, model_id)
+        async with self.use(project, model_id):
+            for one in self.loaded_models():
+                if (one.project, one.model_id) == key:
+                    return replace(one, users=one.users - 1)  # without this call
+        raise Overloaded(f"{model_id} was put away again")
+
+    async def unload(self, project: str, model_id: str) -> bool:
+        """Put a model away, with the heads on it, once calls in flight are done.
+
+        Returns whether it was in memory. Raises NotFound, Precondition for the preloaded one.
+        """
+        key = self._key(project, model_id)
+        if await self._residents.unload(key):
+            return True
+        if key[0]:
+            await asyncio.to_thread(self._record, project, model_id)
+        return False
+
+    def loaded_models(self) -> list[LoadedModel]:
+        """Return what is in memory, of all projects, least recently used first."""
+        return [
+            LoadedModel.of(one, *one.key, digest=one.model.classifier.digest)
+            for one in self._residents
+        ]
+
+    def loaded(self, project: str) -> dict[str, str]:
+        """Return the digests of the models in memory that a project can use, by id."""
+        found = self.loaded_models()
+        return {one.model_id: one.digest for one in found if one.project in ("", project)}
 
     def listed(self, project: str) -> Iterator[ListedModel]:
         """Yield every image classifier the project can use, none of them loaded. Blocking."""
@@ -138,51 +137,70 @@ class Registry:
 
     async def close(self) -> None:
         """Stop every queue."""
-        await asyncio.gather(*(model.batcher.close() for model in self._loaded.values()))
+        await self._residents.close()
         self.executor.shutdown(wait=True)
 
-    def _in_catalogue(self, model_id: str) -> bool:
-        return model_id in self._catalogue
+    def _key(self, project: str, model_id: str) -> Key:
+        return ("", model_id) if model_id in self._catalogue else (project, model_id)
 
-    async def _load(self, key: tuple[str, str]) -> None:
+    async def _put_away(self, served: ServedModel) -> None:
+        if served.head is None:  # a head shares the queue of its trunk
+            await served.batcher.close()
+            self._compute.forget()
+
+    async def _load(self, key: Key) -> Loaded[ServedModel]:
         project, model_id = key
         if not project:
             if isinstance(self._catalogue.get(model_id), LanguageModel):
                 raise _is_language(model_id)
             entry = self._catalogue.image_model(model_id)
             classifier = await asyncio.to_thread(self._from_catalogue, entry)
-            self._loaded[key] = self._serve(classifier, entry.licence)
-            return
+            return await self._warm(self._serve(classifier, entry.licence))
         record = await asyncio.to_thread(self._record, project, model_id)
         if isinstance(record, ClassifierRecord):
-            self._loaded[key] = await asyncio.to_thread(self._trained, project, model_id, record)
-            return
-        backbone = await self.get(project, str(record["backbone"]))
-        self._loaded[key] = await asyncio.to_thread(
-            self._with_head, project, model_id, record, backbone
-        )
+            return await self._warm(
+                await asyncio.to_thread(self._trained, project, model_id, record)
+            )
+        trunk = str(record["backbone"])
+        async with self.use(project, trunk) as backbone:
+            served = await asyncio.to_thread(self._with_head, project, model_id, record, backbone)
+        return Loaded(served, _head_bytes(served), under=self._key(project, trunk))
+
+    async def _warm(self, served: ServedModel) -> Loaded[ServedModel]:
+        """Run the batch shapes that calls will have, in the models' thread."""
+        settings, classifier = self._settings, served.classifier
+        loop = asyncio.get_running_loop()
+        for size in self._compute.warm_shapes(settings.max_batch, settings.shard_batch):
+            # One at a time: calls to other models go on in between.
+            await loop.run_in_executor(self.executor, classifier.warmup, size)
+        return Loaded(served, classifier.size_bytes)
 
     def _serve(self, classifier: ImageClassifier, licence: str) -> ServedModel:
+        settings, compute = self._settings, self._compute
+
+        def run(items: list[Tensor], size: int) -> list[Row]:
+            shape = compute.shape_of(size, settings.max_batch)
+            return rows_of(classifier.forward_padded(items, shape))
+
         batcher: Batcher[Tensor, Row] = Batcher(
-            lambda items, size: _rows(classifier.forward_padded(items, size)),
+            run,
             self.device,
             name=classifier.id,
-            max_batch=self._settings.max_batch,
-            wait_ms=self._settings.batch_wait_ms,
-            max_batch_ms=self._settings.max_batch_ms,
-            max_queue=self._settings.max_queue_items,
-            shard_batch=self._settings.shard_batch,
+            max_batch=settings.max_batch,
+            wait_ms=settings.batch_wait_ms,
+            max_batch_ms=settings.max_batch_ms,
+            max_queue=settings.max_queue_items,
+            shard_batch=settings.shard_batch,
         )
-        memory = RowMemory(self._settings.remembered_rows)
+        memory = RowMemory(settings.remembered_rows)
         return ServedModel(classifier, batcher, memory, licence, classifier.id)
 
     def _from_catalogue(self, entry: ImageModel) -> ImageClassifier:
         path = ensure(entry, self._settings.cache_dir)
-        return load_classifier(entry, path, self._settings.device)
+        return load_classifier(entry, path, self._compute)
 
     def _trained(self, project: str, model_id: str, record: ClassifierRecord) -> ServedModel:
-        device = self._settings.device
-        classifier = load_trained(model_id, record, self._blobs, project, device)
+        classifier = load_trained(model_id, record, self._blobs, project, self._compute)
         served = self._serve(classifier, record.licence)
         return replace(served, trunk=record.architecture, single_label=record.single_label)
 
@@ -207,7 +225,8 @@ class Registry:
     ) -> ServedModel:
         if record.get("backbone_digest") != backbone.classifier.digest:
             raise InvalidInput(
-                f"model {model_id} stands on another version of {backbone.trunk}; train it again",
+                f"model {model_id} stands on another version of {backbone.trunk}, or on one that "
+                "computes otherwise (TEACHER_IMAGE_PRECISION, TEACHER_JPEG_DRAFT); train it again",
                 field="model",
             )
         head_digest = str(record["head"])
@@ -246,10 +265,9 @@ def _names(found: object) -> tuple[str, ...]:
     return tuple(str(name) for name in found) if isinstance(found, list) else ()
 
 
-def _rows(outputs: Outputs) -> list[Row]:
-    logits = outputs.logits.numpy()
-    features = outputs.features.numpy().astype(np.float16)
-    return list(zip(logits, features, strict=True))
+def _head_bytes(served: ServedModel) -> int:
+    known = sum(row.nbytes for row in served.cross_fitted.values())
+    return served.classifier.size_bytes + known
 
 
 def _cross_fitted(arrays: dict[str, Array]) -> dict[str, Array]:

@@ -28,7 +28,9 @@ from services.common.names import check_id, join, parse
 from services.common.pages import page
 from services.common.tensors import to_message
 from services.teacher.language.calls import LanguageCalls
-from services.teacher.registry import Registry, Row, ServedModel
+from services.teacher.memory_rpcs import MemoryRpcs
+from services.teacher.registry import Registry
+from services.teacher.served import Row, ServedModel
 from services.teacher.settings import TeacherSettings
 from services.teacher.views import ViewCalls
 
@@ -38,12 +40,12 @@ class _Prepared:
     """An item ready for the model; `row` is set where the trunk's answer is remembered."""
 
     digest: str
-    tensor: Tensor | None
+    square: Tensor | None
     row: Row | None
     preprocess_ms: float = 0.0
 
 
-class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
+class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
     """The RPCs of TeacherService."""
 
     def __init__(
@@ -82,20 +84,29 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     ) -> teacher_pb2.ClassifyResponse:
         check_batch(request.items, limit=self._settings.max_batch_items)
         project, model_id = parse(request.model, "models", field="model")
-        served = await self._registry.get(project, model_id)
-        if request.HasField("augmentation"):
-            return await self._views.classify(request, project, served, time_left_s(context))
+        left_s = time_left_s(context)
+        async with self._registry.use(project, model_id) as served:
+            if request.HasField("augmentation"):
+                return await self._views.classify(request, project, served, left_s)
+            return await self._classify(request, project, served, left_s)
+
+    async def _classify(
+        self,
+        request: teacher_pb2.ClassifyRequest,
+        project: str,
+        served: ServedModel,
+        left_s: float | None,
+    ) -> teacher_pb2.ClassifyResponse:
         flow = Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
 
         async def prepare(item: items_pb2.ImageInput) -> _Prepared:
             return await self._prepare(item, flow, served)
 
-        left_s = time_left_s(context)
         with served.batcher.admitted(len(request.items), flow, time_left_s=left_s) as place:
             prepared = await each(request.items, prepare)
             waiting = [p for p in prepared if isinstance(p, _Prepared)]
             rows = await served.batcher.submit(
-                [p.tensor for p in waiting if p.tensor is not None], place=place
+                [p.square for p in waiting if p.square is not None], place=place
             )
         answers = _join(waiting, rows)
         if flow.shard:
@@ -153,13 +164,16 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         if item.digest and known:
             return _Prepared(item.digest, None, known)
         data = await read_bytes(item, self._blobs, flow.project)
-        tensor, spent_ms = await self._decoders.run(partial(self._tensor, data, served), flow=flow)
-        return _Prepared(item.digest or digest_of(data), tensor, None, spent_ms)
+        return await self._decoders.run(partial(self._read, data, item.digest, served), flow=flow)
 
-    def _tensor(self, data: bytes, served: ServedModel) -> tuple[Tensor, float]:
+    def _read(self, data: bytes, digest: str, served: ServedModel) -> _Prepared:
+        """Decode and preprocess an image. Raises ImageError."""
         started_s = time.perf_counter()
-        tensor = served.classifier.preprocess(images.decode(data, self._limits))
-        return tensor, (time.perf_counter() - started_s) * 1000
+        classifier = served.classifier
+        smaller_px = classifier.preprocessing.decode_px
+        square = classifier.square(images.decode(data, self._limits, at_least_px=smaller_px))
+        spent_ms = (time.perf_counter() - started_s) * 1000
+        return _Prepared(digest or digest_of(data), square, None, spent_ms)
 
     async def canary(self) -> None:
         """Classify one small image with the preloaded model, or score a few tokens, through the
@@ -167,11 +181,12 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
         if await asyncio.to_thread(self._language.knows, "default", self._settings.preload):
             await self._language.canary(self._settings.preload)
             return
-        served = await self._registry.get("default", self._settings.preload)
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
-        tensor, _ = await asyncio.to_thread(self._tensor, buffer.getvalue(), served)
-        await served.batcher.probe(tensor)
+        async with self._registry.use("default", self._settings.preload) as served:
+            prepared = await asyncio.to_thread(self._read, buffer.getvalue(), "", served)
+            assert prepared.square is not None
+            await served.batcher.probe(prepared.square)
 
     async def close(self) -> None:
         """Stop the queues and the decoders."""

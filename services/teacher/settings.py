@@ -41,7 +41,8 @@ class TeacherSettings(ModelSettings):
     max_generations: int = Field(2, ge=1)
     """Generate calls that write at the same time; others wait, up to max_queue_items prompts."""
     max_language_models: int = Field(2, ge=1)
-    """Whole language models kept in memory; the least recently used leaves first."""
+    """Whole language models kept in memory beside the preloaded one; the least recently used leaves
+    first."""
     max_adapters: int = Field(16, ge=1)
     """Adapters kept on the models in memory."""
     openai_api_key: SecretStr = SecretStr("")

@@ -23,16 +23,17 @@ from services.common.fair_pool import FairPool
 from services.common.fairness import Flow
 from services.common.inputs import each, read_bytes
 from services.common.tensors import to_message
-from services.teacher.registry import Row, ServedModel
+from services.teacher.served import Row, ServedModel
 from services.teacher.settings import TeacherSettings
 from services.torch_common.augment import view_pixels
+from services.torch_common.preprocess import as_square
 
 
 @dataclass(frozen=True)
 class _Views:
     """The views of one image as the model takes them."""
 
-    tensors: list[Tensor]
+    squares: list[Tensor]
     preprocess_ms: float
 
 
@@ -85,14 +86,14 @@ class ViewCalls:
             return await self._decoders.run(work, flow=place.flow)
 
         prepared = await each(items, prepare)
-        tensors = [t for one in prepared if isinstance(one, _Views) for t in one.tensors]
-        rows = await served.batcher.submit(tensors, place=place)
+        squares = [s for one in prepared if isinstance(one, _Views) for s in one.squares]
+        rows = await served.batcher.submit(squares, place=place)
         remaining = iter(rows)
         for item, one in zip(items, prepared, strict=True):
             if isinstance(one, status_pb2.Status):
                 response.results.add(item_id=item.item_id, error=one)
                 continue
-            answers = [next(remaining).result for _ in one.tensors]
+            answers = [next(remaining).result for _ in one.squares]
             response.results.add(
                 item_id=item.item_id, classification=_answer(answers, served, request)
             )
@@ -123,11 +124,12 @@ class ViewCalls:
         started_s = time.perf_counter()
         image = images.decode(data, self._limits)
         name, preprocessing = digest or digest_of(data), served.classifier.preprocessing
-        tensors = [
-            preprocessing.normalise(view_pixels(image, name, view, augmentation, preprocessing))
+        stage = served.classifier.compute.stage
+        squares = [
+            stage(as_square(view_pixels(image, name, view, augmentation, preprocessing)))
             for view in range(augmentation.views)
         ]
-        return _Views(tensors, (time.perf_counter() - started_s) * 1000)
+        return _Views(squares, (time.perf_counter() - started_s) * 1000)
 
 
 def _checked(request: teacher_pb2.ClassifyRequest) -> Augmentation:

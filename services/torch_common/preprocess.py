@@ -36,6 +36,8 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     mode: str = "center"
     """center: the short edge is resized and the aspect ratio kept. squash: both edges are."""
+    jpeg_draft: bool = False
+    """Large JPEGs are decoded at a half, a quarter or an eighth of their size."""
 
     @classmethod
     def from_spec(cls, spec: InputSpec) -> Preprocessing:
@@ -45,8 +47,18 @@ class Preprocessing:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 hex of the parameters."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        fields = dataclasses.asdict(self)
+        if not fields["jpeg_draft"]:  # as before there was a choice: what is stored is found again
+            del fields["jpeg_draft"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def decode_px(self) -> int:
+        """Pixels that the edges of a decoded image must have at least; 0 means its own size.
+
+        Twice what the resize makes of them, so that it still has something to average.
+        """
+        return 2 * math.floor(self.size_px / self.crop_pct) if self.jpeg_draft else 0
 
     @property
     def resampling(self) -> Image.Resampling:
@@ -69,6 +81,15 @@ class Preprocessing:
             return scale, int(scale * height / width)
         return int(scale * width / height), scale
 
+    def square(self, image: Image.Image) -> Tensor:
+        """uint8 [size, size, 3] from an RGB image of any size: all but normalising.
+
+        Raises ValueError for other images.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"an RGB image is needed, not {image.mode}")
+        return as_square(self.pixels(image))
+
     def __call__(self, image: Image.Image) -> Tensor:
         """fp32 [3, size, size] from an RGB image of any size. Raises ValueError for others."""
         if image.mode != "RGB":
@@ -82,3 +103,8 @@ class Preprocessing:
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
         return tensor.sub_(mean).div_(std)
+
+
+def as_square(image: Image.Image) -> Tensor:
+    """uint8 [height, width, 3] of an RGB image."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8))

@@ -249,6 +249,13 @@ class Models(models_pb2_grpc.ModelServiceServicer):
         found = concepts_pb2.ConceptSet(name=f"{P}/conceptSets/{request.concept_set_id}")
         return models.CreateProjectConceptSetResponse(concept_set=found)
 
+    async def EmbedProjectImages(
+        self, request: models.EmbedProjectImagesRequest, context: Any
+    ) -> models.EmbedProjectImagesResponse:
+        self.world.calls.append(request)
+        results = [concepts_pb2.EmbedImageResult(item_id=one.item_id) for one in request.items]
+        return models.EmbedProjectImagesResponse(results=results)
+
     async def GetTeacher(self, request: Any, context: Any) -> models.GetTeacherResponse:
         check(request.name)
         self.world.calls.append(request)

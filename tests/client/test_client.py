@@ -14,7 +14,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from stillhouse.common.v1 import info_pb2, items_pb2
-from stillhouse.gateway.v1 import jobs_pb2, students_pb2
+from stillhouse.gateway.v1 import jobs_pb2, models_pb2, students_pb2
 from stillhouse_client import AsyncClient, Client, images, names, sync, upload
 from stillhouse_client.errors import (
     DeadlinePassed,
@@ -102,6 +102,35 @@ async def test_predict_keeps_to_the_servers_limits(gateway: World) -> None:
         if isinstance(call, students_pb2.PredictImagesRequest)
     ]
     assert sizes == [BATCH, BATCH, 1]
+
+
+async def test_an_image_that_no_message_holds_fails_alone(gateway: World) -> None:
+    items = [items_pb2.ImageInput(item_id=str(i), data=photo(i)) for i in range(3)]
+    items[1].data = bytes(9 << 20)
+    async with AsyncClient(gateway.address) as client:
+        found = [
+            result
+            async for response in client.students.predict("fruit", items)
+            for result in response.results
+        ]
+    assert [one.item_id for one in found] == ["0", "1", "2"]
+    assert [one.WhichOneof("outcome") for one in found] == ["prediction", "error", "prediction"]
+    assert "a message holds 8,388,608" in found[1].error.message
+
+
+async def test_embedding_keeps_to_the_servers_limits(gateway: World) -> None:
+    items = [items_pb2.ImageInput(item_id=str(i), digest="a" * 64) for i in range(BATCH + 1)]
+    items.insert(2, items_pb2.ImageInput(item_id="large", data=bytes(9 << 20)))
+    async with AsyncClient(gateway.address) as client:
+        found = await client.models.embed_images("effl2-minilm", items)
+    assert [one.item_id for one in found] == [item.item_id for item in items]
+    assert [one.item_id for one in found if one.HasField("error")] == ["large"]
+    sizes = [
+        len(call.items)
+        for call in gateway.calls
+        if isinstance(call, models_pb2.EmbedProjectImagesRequest)
+    ]
+    assert sizes == [2, BATCH - 1]
 
 
 def test_batches_keep_to_message_bytes() -> None:

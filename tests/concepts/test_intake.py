@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from google.rpc import status_pb2
 from stillhouse.common.v1 import items_pb2
 
@@ -20,5 +21,5 @@ async def test_items_fail_one_by_one(tmp_path: Path) -> None:
     items = [items_pb2.ImageInput(data=data) for data in (photo(0), b"", photo(1)[:300])]
     first, *rest = await door.prepare(items, Flow("default"), Preprocessing(32))
     assert isinstance(first, Prepared)
-    assert first.tensor.shape == (3, 32, 32)
+    assert (first.square.shape, first.square.dtype) == ((32, 32, 3), torch.uint8)
     assert [one.code for one in rest if isinstance(one, status_pb2.Status)] == [3, 3]

@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from stillhouse.common.v1 import items_pb2
+from stillhouse.common.v1 import info_pb2, info_pb2_grpc, items_pb2
 from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 from stillhouse.gateway.v1 import students_pb2 as pb
 from stillhouse.gateway.v1 import students_pb2_grpc
@@ -226,6 +226,18 @@ class MadeUpConcepts(concepts_pb2_grpc.ConceptsServiceServicer):
         return concepts_pb2.EmbedRegionsResult(item_id=item.item_id, regions=regions)
 
 
+class Limited(info_pb2_grpc.InfoServiceServicer):
+    """Publishes how many items a call may have."""
+
+    def __init__(self, max_batch_items: int) -> None:
+        self.limits = info_pb2.Limits(max_batch_items=max_batch_items)
+
+    async def GetInfo(
+        self, request: info_pb2.GetInfoRequest, context: Any
+    ) -> info_pb2.GetInfoResponse:
+        return info_pb2.GetInfoResponse(limits=self.limits)
+
+
 @dataclass(frozen=True)
 class Gateway:
     """A running StudentsService with one student, and what it stands on."""
@@ -252,11 +264,20 @@ class Gateway:
 async def gateway(world: World, store: Store) -> AsyncIterator[Gateway]:
     students.publish(store, "default", "fruit", world.made)
     concepts = MadeUpConcepts(world)
-    async with serving(
-        lambda server: concepts_pb2_grpc.add_ConceptsServiceServicer_to_server(concepts, server)
-    ) as channel:
+
+    def register_concepts(server: grpc.aio.Server) -> None:
+        concepts_pb2_grpc.add_ConceptsServiceServicer_to_server(concepts, server)
+        info_pb2_grpc.add_InfoServiceServicer_to_server(Limited(32), server)
+
+    async with serving(register_concepts) as channel:
         peers = Peers.connect(GatewaySettings(student_address=world.address))
-        peers = replace(peers, concepts=concepts_pb2_grpc.ConceptsServiceStub(channel))
+        teacher, unused, student = peers.channels
+        await unused.close()
+        peers = replace(
+            peers,
+            concepts=concepts_pb2_grpc.ConceptsServiceStub(channel),
+            channels=(teacher, channel, student),
+        )
         catalogue = load_catalogue()
         servicer = StudentsServicer(store, world.blobs, peers, catalogue, max_batch_items=100)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import save_file
+from stillhouse.common.v1 import info_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
+from services.common.parts import in_parts
 from services.teacher.language.calls import LanguageCalls
 from services.teacher.registry import Registry
 from services.teacher.servicer import TeacherServicer
@@ -42,15 +44,18 @@ def make_catalogue(folder: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def teacher(folder: Path, **settings: Any) -> AsyncIterator[TeacherServicer]:
-    """The servicer, closed at the end; blobs are in `folder`/blobs."""
+async def teacher(
+    folder: Path, *, more: Callable[[Path], Path] | None = None, **settings: Any
+) -> AsyncIterator[TeacherServicer]:
+    """The servicer, closed at the end; blobs are in `folder`/blobs. `more` writes a further
+    catalogue into the folder."""
     made = TeacherSettings(
-        preload=MODEL,
         blob_url=str(folder / "blobs"),
         cache_dir=folder / "cache",
-        **{"shard_batch": 4, "threads": 1, **settings},
+        **{"preload": MODEL, "shard_batch": 4, "threads": 1, **settings},
     )
-    blobs, catalogue = BlobStore(made.blob_url), load_catalogue([make_catalogue(folder)])
+    paths = [make_catalogue(folder), *([more(folder)] if more else [])]
+    blobs, catalogue = BlobStore(made.blob_url), load_catalogue(paths)
     registry = Registry(made, catalogue, blobs)
     source = ModelSource(catalogue, blobs, made.cache_dir)
     language = LanguageCalls(made, source, registry.device, blobs)
@@ -81,6 +86,9 @@ class TeacherPeers:
         self, method: Any, request: teacher_pb2.ClassifyRequest, *, timeout_s: float
     ) -> Any:
         return await method(request, None)
+
+    async def parts(self, peer: str, items: Any, bytes_of: Any) -> list[list[Any]]:
+        return in_parts(items, bytes_of, info_pb2.Limits())
 
     async def persist(self, attempt: Any, *, what: str) -> Any:
         return await attempt()

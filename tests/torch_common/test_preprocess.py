@@ -49,6 +49,7 @@ def test_digest_follows_every_field() -> None:
         "mean": (0.5, 0.5, 0.4),
         "std": (0.5, 0.5, 0.4),
         "mode": "squash",
+        "jpeg_draft": True,
     }
     assert set(changed) == {field.name for field in dataclasses.fields(base)}
     digests = {dataclasses.replace(base, **{k: v}).digest for k, v in changed.items()}  # type: ignore[arg-type]

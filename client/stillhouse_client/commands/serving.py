@@ -74,7 +74,7 @@ def predict(
                 rows = predictions.rows_of(response)
                 writer.write(rows)
                 labels.update(str(row["label"]) for row in rows if row["error"] is None)
-                served = response.version
+                served = response.version or served
                 bars.advance(task, len(rows))
         failed = len(files) - labels.total()
         return {

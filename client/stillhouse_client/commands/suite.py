@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from stillhouse_client.commands import output
 from stillhouse_client.commands.session import EXIT_FAILED, DataDir, Json
 from stillhouse_client.errors import ClientError, Conflict, ServerAway
 from stillhouse_client.suite import health, state
-from stillhouse_client.suite.config import DEFAULT_PORT, MAX_PORT, SuiteConfig
+from stillhouse_client.suite.config import DEFAULT_PORT, MAX_PORT, MAX_PROCESSES, SuiteConfig
 from stillhouse_client.suite.supervisor import REDIS, Suite
 
 Port = Annotated[
@@ -36,6 +37,22 @@ RedisUrl = Annotated[
 DatabaseUrl = Annotated[
     str, typer.Option("--database-url", help="PostgreSQL to use; without it, a SQLite file.")
 ]
+TeacherProcesses = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_PROCESSES,
+        help="Of the teacher service; on cuda each has a GPU. 0: TEACHER_PROCESSES, or 1.",
+    ),
+]
+ConceptsProcesses = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_PROCESSES,
+        help="Of the concepts service; on cuda each has a GPU. 0: CONCEPTS_PROCESSES, or 1.",
+    ),
+]
 _DOWN_S = 60.0
 
 
@@ -51,11 +68,16 @@ def up(
     port: Port = DEFAULT_PORT,
     redis_url: RedisUrl = "",
     database_url: DatabaseUrl = "",
+    teacher_processes: TeacherProcesses = 0,
+    concepts_processes: ConceptsProcesses = 0,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in background.")] = False,
     as_json: Json = False,
 ) -> None:
     """Start Redis and the four services and keep them running until Ctrl-C."""
     config = make_config(data_dir, port, redis_url, database_url)
+    given = {"teacher": teacher_processes, "concepts": concepts_processes}
+    asked = config.processes | {service: count for service, count in given.items() if count}
+    config = replace(config, processes=asked)
     if detach:
         _up_detached(config)
         status(data_dir, as_json)
@@ -102,6 +124,10 @@ def make_config(data_dir: Path, port: int, redis_url: str, database_url: str) ->
         port=port,
         redis_url=redis_url or settings.redis_url(),
         database_url=database_url or settings.database_url(),
+        processes={
+            service: min(max(count, 1), MAX_PROCESSES)
+            for service, count in settings.processes().items()
+        },
     )
 
 
@@ -157,6 +183,8 @@ def _up_detached(config: SuiteConfig) -> None:
     command += ["--data-dir", str(config.data_dir), "--port", str(config.port)]
     command += ["--redis-url", config.redis_url] if config.redis_url else []
     command += ["--database-url", config.database_url] if config.database_url else []
+    for service, count in config.processes.items():
+        command += [f"--{service}-processes", str(count)]
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True

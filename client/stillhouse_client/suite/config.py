@@ -7,9 +7,11 @@ import importlib.util
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stillhouse_client import settings
 from stillhouse_client.errors import Conflict
 
 SERVICES = ("teacher", "concepts", "student", "gateway")
@@ -19,6 +21,11 @@ HTTP = "http"
 """Name of the gateway's second port, of the workbench, among the ports."""
 HOST = "127.0.0.1"
 _OFFSET = {"gateway": 0, "teacher": 1, "concepts": 2, "student": 3, HTTP: 80}
+_NEXT_PROCESS = 10
+"""A service's further processes take ports this far apart."""
+MAX_PROCESSES = 7
+REPLICATED = ("teacher", "concepts")
+"""Services that keep nothing between calls, so that several processes are as one."""
 MAX_PORT = 65535 - max(_OFFSET.values())
 _UNIX_PATH_BYTES = 100
 
@@ -37,20 +44,40 @@ class SuiteConfig:
     """A database to use; empty uses a SQLite file."""
     services: tuple[str, ...] = SERVICES
     """Those to start, in the order of SERVICES."""
+    processes: dict[str, int] = field(default_factory=dict)
+    """How many processes of a service of REPLICATED run, behind one list of addresses; others have
+    one. On GPUs each takes one of its own."""
     start_timeout_s: float = 300.0
     extra_env: dict[str, str] = field(default_factory=dict)
     """More settings for every service."""
+
+    def members(self) -> list[str]:
+        """Return the names of the services' processes: `teacher`, `teacher-2`, ..."""
+        return [
+            name for service in self.services for name in process_names(service, self.processes)
+        ]
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the data folder, absolute."""
         return self.data_dir.resolve().joinpath(*parts)
 
 
-def choose_ports(port: int) -> dict[str, int]:
-    """Return a free port per service, and `HTTP`. Raises Conflict where a fixed one is taken."""
+def process_names(service: str, processes: Mapping[str, int]) -> list[str]:
+    """Return the names of a service's processes; the first is the service's own."""
+    return [service, *(f"{service}-{n}" for n in range(2, processes.get(service, 1) + 1))]
+
+
+def service_of(process: str) -> str:
+    """Return which service a process belongs to."""
+    return process.partition("-")[0]
+
+
+def choose_ports(port: int, processes: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return a free port per process, and `HTTP`. Raises Conflict where a fixed one is taken."""
+    offsets = _offsets(processes or {})
     if port == 0:
-        return _free_ports()
-    ports = {name: port + offset for name, offset in _OFFSET.items()}
+        return _free_ports(offsets)
+    ports = {name: port + offset for name, offset in offsets.items()}
     taken = {name: number for name, number in ports.items() if not _is_free(number)}
     if taken:
         listed = ", ".join(f"{number} ({name})" for name, number in sorted(taken.items()))
@@ -72,28 +99,39 @@ def default_web_url(port: int = 0) -> str:
 
 
 def environment(
-    config: SuiteConfig, service: str, ports: dict[str, int], redis_url: str
+    config: SuiteConfig, process: str, ports: dict[str, int], redis_url: str
 ) -> dict[str, str]:
-    """Return the settings of one service of the suite."""
+    """Return the settings of one process of the suite."""
+    service = service_of(process)
     prefix = service.upper()
     values = {
         f"{prefix}_HOST": HOST,
-        f"{prefix}_PORT": str(ports[service]),
+        f"{prefix}_PORT": str(ports[process]),
         f"{prefix}_BLOB_URL": str(config.path("blobs")),
         "PYTHONUNBUFFERED": "1",
     }
+    names = process_names(service, config.processes)
+    if len(names) > 1:
+        values |= settings.of_one_process(prefix, names.index(process))
     if service == "student":
         values["STUDENT_RUNS_DIR"] = str(config.path("runs"))
-        values["STUDENT_TEACHER_ADDRESS"] = f"{HOST}:{ports['teacher']}"
+        values["STUDENT_TEACHER_ADDRESS"] = address_of("teacher", config.processes, ports)
     if service == "gateway":
         database = config.database_url or f"sqlite:///{config.path('gateway.db')}"
         values |= {"GATEWAY_DATABASE_URL": database, "GATEWAY_REDIS_URL": redis_url}
         values |= {"GATEWAY_HTTP_PORT": str(ports[HTTP])}
         values |= {
-            f"GATEWAY_{name.upper()}_ADDRESS": f"{HOST}:{ports[name]}"
+            f"GATEWAY_{name.upper()}_ADDRESS": address_of(name, config.processes, ports)
             for name in ("teacher", "concepts", "student")
         }
     return {**values, **config.extra_env}
+
+
+def address_of(service: str, processes: Mapping[str, int], ports: Mapping[str, int]) -> str:
+    """Return what clients call a service by: a list of addresses, where it has several processes,
+    which they call in turn."""
+    listed = [f"{HOST}:{ports[name]}" for name in process_names(service, processes)]
+    return listed[0] if len(listed) == 1 else f"ipv4:{','.join(listed)}"
 
 
 def redis_executable() -> str | None:
@@ -143,8 +181,18 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _free_ports() -> dict[str, int]:
-    probes = {name: socket.socket() for name in _OFFSET}
+def _offsets(processes: Mapping[str, int]) -> dict[str, int]:
+    """Return every port's distance from the gateway's."""
+    more = {
+        name: _OFFSET[service] + place * _NEXT_PROCESS
+        for service in REPLICATED
+        for place, name in enumerate(process_names(service, processes))
+    }
+    return _OFFSET | more
+
+
+def _free_ports(names: Iterable[str]) -> dict[str, int]:
+    probes = {name: socket.socket() for name in names}
     try:
         for probe in probes.values():
             probe.bind((HOST, 0))

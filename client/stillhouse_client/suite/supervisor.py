@@ -87,10 +87,10 @@ class Suite:
         await self.stop()
 
     async def _start(self) -> None:
-        self._ports = configs.choose_ports(self._config.port)
+        self._ports = configs.choose_ports(self._config.port, self._config.processes)
         await self._start_redis()
-        for service in self._config.services:
-            await self._launch(service)
+        for name in self._config.members():
+            await self._launch(name)
         self._keepers = [asyncio.create_task(self._keep(name)) for name in self._children]
         self._write_state()
         await self._until_serving()
@@ -113,7 +113,7 @@ class Suite:
                 configs.redis_executable() or "redis-server", path, self._config.path()
             )
         else:
-            command = [sys.executable, "-m", f"services.{name}"]
+            command = [sys.executable, "-m", f"services.{configs.service_of(name)}"]
             env |= configs.environment(self._config, name, self._ports, self._redis_url)
         log = self._config.path("logs", f"{name}.log")
         self._children[name] = await process.start(name, command, env, log)
@@ -144,7 +144,7 @@ class Suite:
             self.failed.set_result(reason + child.tail())
 
     async def _until_serving(self) -> None:
-        services = {name: self._address_of(name) for name in self._config.services}
+        services = {name: self._address_of(name) for name in self._config.members()}
         serving = asyncio.create_task(
             health.wait_serving(services, timeout_s=self._config.start_timeout_s)
         )

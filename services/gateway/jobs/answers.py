@@ -151,16 +151,25 @@ async def _in_shards(
             repr([asdict(item) for item in part]).encode("utf-8", "backslashreplace")
         )
         found, _ = await once(
-            tools, project, stage, {**inputs, "items": digest}, lambda: compute(part)
+            tools, project, stage, {**inputs, "items": digest}, lambda: allowed(part)
         )
         if tell is not None:
             await tell(len(part))
         return list(found)
 
+    async def allowed(part: Sequence[Any]) -> list[Any]:
+        """Compute a shard, in several calls where the service takes fewer items in one."""
+        calls = await tools.peers.parts("teacher", part, _bytes_of)
+        return [answer for some in calls for answer in await compute(some)]
+
     parts = [items[at : at + SHARD_ITEMS] for at in range(0, len(items), SHARD_ITEMS)]
     work = [functools.partial(one, part) for part in parts]
     done = await in_flight(work, at_once=tools.settings.shards_in_flight)
     return [item for part in done for item in part]
+
+
+def _bytes_of(item: Any) -> int:
+    return 4 * sum(len(part) for part in asdict(item).values() if isinstance(part, str))
 
 
 async def _generate(tools: Tools, request: teacher_pb2.GenerateRequest) -> list[Answer]:

@@ -24,6 +24,10 @@ from services.gateway.jobs.shard_stage import Inputs, Shard, ShardStage, reason
 from services.gateway.keys import RegionSpace
 
 R = TypeVar("R")
+_REGIONS = 32
+"""Regions of an image at most, to tell how large an answer will be."""
+_ROW_BYTES = 8 << 10
+"""Logits of a thousand classes, and features."""
 
 
 def teacher_stage(tools: Tools, plan: TeacherPlan) -> ShardStage:
@@ -150,24 +154,27 @@ async def embed(
     tools: Tools, plan: EncoderPlan, digests: Sequence[str]
 ) -> tuple[dict[str, Regions], dict[str, str]]:
     """Return regions by item digest, and reasons by digest of items that have none."""
-    request = concepts_pb2.EmbedRegionsRequest(
-        encoder=plan["name"],
-        items=[items_pb2.ImageInput(item_id=d, digest=d) for d in digests],
-        execution=items_pb2.EXECUTION_SHARD,
-    )
+    peers = tools.peers
 
     async def attempt() -> tuple[dict[str, Regions], dict[str, str]]:
-        method = tools.peers.concepts.EmbedRegions
-        reply = await tools.peers.ask(method, request, timeout_s=tools.peers.shard_timeout_s)
-        got = (reply.encoder_digest, reply.region_digest)
-        _same("encoder", plan["name"], got, (plan["digest"], plan["region_digest"]))
         regions: dict[str, Regions] = {}
         invalid: dict[str, str] = {}
-        for digest, result in zip(digests, reply.results, strict=True):
-            if result.WhichOneof("outcome") == "regions":
-                regions[digest] = _regions(result.regions, plan["dim"])
-            else:
-                invalid[digest] = reason(result.error)
+        answer_bytes = _REGIONS * 2 * plan["dim"]
+        for part in await peers.parts("concepts", digests, lambda _: answer_bytes):
+            request = concepts_pb2.EmbedRegionsRequest(
+                encoder=plan["name"],
+                items=[items_pb2.ImageInput(item_id=d, digest=d) for d in part],
+                execution=items_pb2.EXECUTION_SHARD,
+            )
+            method = peers.concepts.EmbedRegions
+            reply = await peers.ask(method, request, timeout_s=peers.shard_timeout_s)
+            got = (reply.encoder_digest, reply.region_digest)
+            _same("encoder", plan["name"], got, (plan["digest"], plan["region_digest"]))
+            for digest, result in zip(part, reply.results, strict=True):
+                if result.WhichOneof("outcome") == "regions":
+                    regions[digest] = _regions(result.regions, plan["dim"])
+                else:
+                    invalid[digest] = reason(result.error)
         return regions, invalid
 
     return await _timed(tools, plan["digest"], len(digests), attempt, "regions")
@@ -184,21 +191,22 @@ async def _classified(
     passes: int = 1,
 ) -> Shard:
     """Classify one shard; images that the teacher refuses are invalid rows."""
-    call = teacher_pb2.ClassifyRequest()
-    call.CopyFrom(request)
-    call.items.extend(items_pb2.ImageInput(item_id=i.digest, digest=i.digest) for i in items)
+    peers = tools.peers
 
     async def attempt() -> Shard:
-        peers = tools.peers
-        reply = await peers.ask(peers.teacher.Classify, call, timeout_s=peers.shard_timeout_s)
-        _same("teacher", request.model, (reply.model_digest,), (digest,))
         rows: list[R | None] = []
         invalid: dict[str, str] = {}
-        for item, result in zip(items, reply.results, strict=True):
-            answered = result.WhichOneof("outcome") == "classification"
-            rows.append(row(result.classification) if answered else None)
-            if not answered:
-                invalid[item.digest] = reason(result.error)
+        for part in await peers.parts("teacher", items, lambda _: passes * _ROW_BYTES):
+            call = teacher_pb2.ClassifyRequest()
+            call.CopyFrom(request)
+            call.items.extend(items_pb2.ImageInput(item_id=i.digest, digest=i.digest) for i in part)
+            reply = await peers.ask(peers.teacher.Classify, call, timeout_s=peers.shard_timeout_s)
+            _same("teacher", request.model, (reply.model_digest,), (digest,))
+            for item, result in zip(part, reply.results, strict=True):
+                answered = result.WhichOneof("outcome") == "classification"
+                rows.append(row(result.classification) if answered else None)
+                if not answered:
+                    invalid[item.digest] = reason(result.error)
         return Shard(pack(items, rows), invalid)
 
     return await _timed(tools, digest, len(items) * passes, attempt, "teacher outputs")

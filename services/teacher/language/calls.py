@@ -16,6 +16,7 @@ from services.common.inputs import check_batch
 from services.common.interceptors import Context, time_left_s
 from services.common.model_records import LanguageModelRecord
 from services.common.names import join, parse
+from services.common.resident import LoadedModel
 from services.teacher.language.backend import LanguageBackend
 from services.teacher.language.local import LocalBackend
 from services.teacher.language.openai import OpenAIBackend
@@ -71,6 +72,27 @@ class LanguageCalls:
         """The model's details; loads it. Raises NotFound."""
         async with self._backend(project, model_id) as backend:
             return await backend.describe(project)
+
+    async def load(self, project: str, model_id: str) -> None:
+        """Have a model in memory. Raises as `LanguageRegistry.use`, Precondition for a model of
+        another server."""
+        if self._source.remote(model_id) is not None:
+            raise Precondition(f"{model_id} is in another server, which loads it itself")
+        async with self._registry.use(project, model_id):
+            return
+
+    async def unload(self, project: str, model_id: str) -> bool:
+        """Put a model away. Returns whether it was in memory. Raises Precondition for one that is
+        in use or loaded at start."""
+        if model_id == self._settings.preload:
+            raise Precondition(f"{model_id} is loaded at start and stays; readiness follows it")
+        if self._source.remote(model_id) is not None:
+            return False
+        return await self._registry.unload(project, model_id)
+
+    def loaded_models(self) -> list[LoadedModel]:
+        """Return what is in memory here, of all projects."""
+        return self._registry.loaded_models()
 
     async def score(
         self, request: teacher_pb2.ScoreRequest, context: Context

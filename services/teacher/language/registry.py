@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,7 @@ from services.common.device import Device
 from services.common.errors import Precondition
 from services.common.fairness import ONLINE
 from services.common.model_records import LanguageModelRecord
+from services.common.resident import LoadedModel
 from services.common.tensors import Array
 from services.teacher.language.batching import TokenBatcher
 from services.teacher.language.heads import Head
@@ -48,6 +50,9 @@ class ServedLanguageModel:
     scores: TokenBatcher[ScoreInput, Array]
     base: ServedLanguageModel | None = None
     users: int = field(default=0, compare=False)
+    loaded_s: float = field(default_factory=time.time, compare=False)
+    used_s: float = field(default_factory=time.time, compare=False)
+    """When it was loaded and last asked for, in seconds since 1970."""
 
 
 class LanguageRegistry:
@@ -80,6 +85,41 @@ class LanguageRegistry:
         finally:
             served.users -= 1
 
+    async def unload(self, project: str, model_id: str) -> bool:
+        """Put a model away, with the adapters on it. Returns whether it was in memory.
+
+        Raises Precondition while one of them is in use.
+        """
+        key = await asyncio.to_thread(self._key, project, model_id)
+        async with self._loading:
+            served = self._served.get(key)
+            if served is None:
+                return False
+            on_it = [one for one in self._served.values() if one.base is served]
+            if served.users or any(one.users for one in on_it):
+                raise Precondition(f"{model_id} is in use; try again once its calls are done")
+            if served.base is not None:
+                await self._drop(served)
+            else:
+                self._put_away([*on_it, served])
+        return True
+
+    def loaded_models(self) -> list[LoadedModel]:
+        """Return what is in memory, of all projects, least recently used first."""
+        return [
+            LoadedModel(
+                project=one.key[0],
+                model_id=one.key[1],
+                digest=one.loaded.digest,
+                size_bytes=one.loaded.size_bytes,
+                pinned=one.key[1] == self._settings.preload,
+                users=one.users,
+                loaded_s=one.loaded_s,
+                used_s=one.used_s,
+            )
+            for one in self._served.values()
+        ]
+
     def _key(self, project: str, model_id: str) -> Key:
         if model_id in self.source.catalogue:
             return "", model_id, ""
@@ -92,6 +132,7 @@ class LanguageRegistry:
         for one in (served.base, served):
             if one is not None and one.key in self._served:
                 self._served.move_to_end(one.key)
+                one.used_s = time.time()
 
     async def _load(self, key: Key) -> ServedLanguageModel:
         project, model_id, _ = key
@@ -149,16 +190,25 @@ class LanguageRegistry:
         return await self._device.run(work, flow=ONLINE)
 
     async def _make_room(self) -> None:
-        """Put away whole models until there is room for one more; those in use stay."""
-        whole = [one for one in self._served.values() if one.base is None]
+        """Put away whole models until there is room for one more; those in use stay, and so does
+        the one that is loaded at start."""
+        whole = [
+            one
+            for one in self._served.values()
+            if one.base is None and one.key[1] != self._settings.preload
+        ]
         extra = len(whole) - self._settings.max_language_models + 1
         for one in whole:
             on_it = [other for other in self._served.values() if other.base is one]
             if extra > 0 and not one.users and not any(other.users for other in on_it):
-                for gone in [*on_it, one]:
-                    del self._served[gone.key]
-                    _log.info("put away", model=gone.loaded.model_id)
+                self._put_away([*on_it, one])
                 extra -= 1
+
+    def _put_away(self, models: Sequence[ServedLanguageModel]) -> None:
+        """Forget a whole model and the adapters on it."""
+        for gone in models:
+            del self._served[gone.key]
+            _log.info("put away", model=gone.loaded.model_id)
 
     async def _drop_adapters(self, keep: int) -> None:
         """Take adapters off their bases until `keep` are left; those in use stay."""

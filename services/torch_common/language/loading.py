@@ -89,6 +89,16 @@ class LoadedLanguageModel:
             if "lora_" not in name or (own and own in f"{name}.")
         )
 
+    @cached_property
+    def size_bytes(self) -> int:
+        """Bytes of its weights; of an adapter, of its own alone."""
+        own = f".{self.adapter}." if self.adapter else ""
+        return sum(
+            weight.nbytes
+            for name, weight in self.model.named_parameters()
+            if ("lora_" in name and own in f"{name}." if own else "lora_" not in name)
+        )
+
     @contextmanager
     def activated(self) -> Iterator[Any]:
         """The model with this adapter, and no other, in force. Not for two threads at once."""
