@@ -186,6 +186,11 @@ class Store:
             Base.metadata.create_all(connection)
             _add_columns(connection)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other gateways may write to the same tables."""
+        return not self._sqlite
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that reads one consistent state."""

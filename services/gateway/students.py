@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, tuple_
 from sqlalchemy.orm import Session
 from stillhouse.student.v1 import student_pb2
 
@@ -169,14 +169,26 @@ def get(store: Store, project: str, student_id: str) -> StudentRow:
         return find(session, project, student_id)
 
 
+def get_many(store: Store, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StudentRow]:
+    """Return the students of these (project, student id)."""
+    query = select(StudentRow).where(tuple_(StudentRow.project, StudentRow.student_id).in_(keys))
+    with store.read() as session:
+        return {(row.project, row.student_id): row for row in session.scalars(query)}
+
+
 def find(session: Session, project: str, student_id: str, *, lock: bool = False) -> StudentRow:
     """Return a student's row, locked for a change where asked. Raises NotFound."""
     query = _student(project, student_id)
     row = session.scalars(query.with_for_update() if lock else query).first()
     if row is None:
-        name = names.join(project, "students", student_id)
-        raise NotFound(f"there is no student {name}", resource=name)
+        raise missing(project, student_id)
     return row
+
+
+def missing(project: str, student_id: str) -> NotFound:
+    """Return the error of a student that does not exist."""
+    name = names.join(project, "students", student_id)
+    return NotFound(f"there is no student {name}", resource=name)
 
 
 def resolve(session: Session, student: StudentRow, text: str, default: str) -> VersionRow:
