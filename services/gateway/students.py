@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 from stillhouse.student.v1 import student_pb2
 
 from services.common import names
 from services.common.errors import HeadMoved, InvalidInput, NotFound, Precondition
 from services.gateway.paging import Page
-from services.gateway.store import Store, StudentEventRow, StudentRow, VersionRow
+from services.gateway.store import Store, StudentEventRow, StudentRow, VersionRow, by_name
+
+_BY_NAME = by_name(StudentRow, StudentRow.student_id)
 
 
 @dataclass(frozen=True)
@@ -171,9 +174,7 @@ def get(store: Store, project: str, student_id: str) -> StudentRow:
 
 def get_many(store: Store, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StudentRow]:
     """Return the students of these (project, student id)."""
-    query = select(StudentRow).where(tuple_(StudentRow.project, StudentRow.student_id).in_(keys))
-    with store.read() as session:
-        return {(row.project, row.student_id): row for row in session.scalars(query)}
+    return cast("dict[tuple[str, str], StudentRow]", store.fetch_many(_BY_NAME, keys))
 
 
 def find(session: Session, project: str, student_id: str, *, lock: bool = False) -> StudentRow:

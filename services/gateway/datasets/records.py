@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from typing import cast
 
 from google.protobuf import json_format, timestamp_pb2
 from google.rpc import status_pb2
-from sqlalchemy import Select, select, tuple_, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import datasets_pb2 as pb
@@ -18,9 +19,10 @@ from services.common.errors import AlreadyExists, NotFound
 from services.gateway.datasets.ingest import Ingested
 from services.gateway.datasets.text_ingest import TextIngested
 from services.gateway.paging import Page
-from services.gateway.store import DatasetRow, Store, answered, record
+from services.gateway.store import DatasetRow, Store, answered, by_name, record
 
 _METHOD = "CreateDataset"
+_BY_NAME = by_name(DatasetRow, DatasetRow.dataset_id)
 _KEPT_RESULTS = 128
 """Rows whose texts are kept parsed; a dataset lists what it refused, so some are long."""
 
@@ -84,9 +86,7 @@ def missing(project: str, dataset_id: str) -> NotFound:
 
 def get_many(store: Store, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], DatasetRow]:
     """Return the datasets of these (project, dataset id)."""
-    query = select(DatasetRow).where(tuple_(DatasetRow.project, DatasetRow.dataset_id).in_(keys))
-    with store.read() as session:
-        return {(row.project, row.dataset_id): row for row in session.scalars(query)}
+    return cast("dict[tuple[str, str], DatasetRow]", store.fetch_many(_BY_NAME, keys))
 
 
 def by_pk(store: Store, pk: int) -> DatasetRow:

@@ -8,14 +8,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf import json_format
 from google.rpc import (
     error_details_pb2,  # noqa: F401  registers the details a status may carry
     status_pb2,
 )
-from sqlalchemy import Select, and_, func, select, tuple_
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import jobs_pb2 as pb
@@ -24,7 +24,7 @@ from services.common import names
 from services.common.errors import InvalidInput, NotFound
 from services.gateway.datasets.records import to_timestamp
 from services.gateway.paging import Page
-from services.gateway.store import JobEventRow, JobRow, Store, answered, record
+from services.gateway.store import JobEventRow, JobRow, Store, answered, by_name, record
 
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 _METHOD = "CreateDistillationJob"
@@ -35,6 +35,9 @@ _NEWEST = (
     .scalar_subquery()
 )
 """Sequence number of a job's newest event: one step into the index, however many there are."""
+_BY_NAME = by_name(
+    JobRow, JobRow.job_id, JobEventRow.seq, JobEventRow.time, JobEventRow.payload_json
+).join(JobEventRow, and_(JobEventRow.job_pk == JobRow.pk, JobEventRow.seq == _NEWEST))
 _KEPT_SPECS = 4096
 _KEPT_CHARACTERS = 4096
 """Longest specification that is kept parsed; a job can bring thousands of words or examples."""
@@ -115,14 +118,10 @@ def get_many(
 ) -> dict[tuple[str, str], tuple[JobRow, Event]]:
     """Return the jobs of these (project, job id) with their newest events, as one moment had
     them."""
-    query = (
-        select(JobRow, JobEventRow)
-        .join(JobEventRow, and_(JobEventRow.job_pk == JobRow.pk, JobEventRow.seq == _NEWEST))
-        .where(tuple_(JobRow.project, JobRow.job_id).in_(keys))
-    )
-    with store.read() as session:
-        pairs = session.execute(query).all()
-    return {(row.project, row.job_id): (row, _event(event)) for row, event in pairs}
+    found = store.fetch_many(_BY_NAME, keys)
+    return {
+        key: (cast("JobRow", row), _event(cast("JobEventRow", row))) for key, row in found.items()
+    }
 
 
 def list_page(store: Store, project: str, page: Page) -> tuple[list[JobRow], str]:
