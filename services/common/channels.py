@@ -15,24 +15,35 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from services.common import logs
+from services.common.addresses import is_several, target
 from services.common.errors import Overloaded, PeerUnavailable, StillhouseError, from_status
 
 R = TypeVar("R")
+_RESOLVE_MS = 5_000
+"""Shortest time between two look-ups of a name: how soon a new instance can be found."""
 _log = logs.get(__name__)
 _LONGEST_HINT_S = 60.0
 
 
 def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
-    """Open a channel to `host:port` or `dns:///name:port`; behind a name, calls go round robin."""
+    """Open a channel to `host:port`, to the addresses of a name (`dns:///name:port`), or to several
+    addresses (`10.0.0.1:7101,10.0.0.2:7101`).
+
+    Several share the calls in turn. An instance gets calls from the moment that it says it is
+    ready, and none once it says that it is not; one that is away is tried again every two seconds.
+    """
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if is_several(address):
+        config["healthCheckConfig"] = {"serviceName": ""}
     return grpc.aio.insecure_channel(
-        address,
+        target(address),
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.dns_min_time_between_resolutions_ms", _RESOLVE_MS),
             ("grpc.service_config", json.dumps(config)),
         ],
     )

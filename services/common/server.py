@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +28,12 @@ from services.common.settings import ServiceSettings
 
 _log = logs.get(__name__)
 Hook = Callable[[], Awaitable[None]]
+
+
+@functools.cache
+def _version() -> str:
+    """Return the installed version; looking it up reads files, which takes a millisecond."""
+    return metadata.version("stillhouse")
 
 
 async def _nothing() -> None:
@@ -67,7 +74,7 @@ class InfoServicer(info_pb2_grpc.InfoServiceServicer):
         settings = self._app.settings
         return info_pb2.GetInfoResponse(
             service=self._app.service,
-            version=metadata.version("stillhouse"),
+            version=_version(),
             device=self._app.device,
             limits=info_pb2.Limits(
                 max_message_bytes=settings.max_message_bytes,

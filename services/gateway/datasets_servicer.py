@@ -24,6 +24,7 @@ from services.gateway.datasets.runner import IngestRunner, options_of
 from services.gateway.datasets.text_files import name_of_kind
 from services.gateway.datasets.text_sources import is_archive
 from services.gateway.datasets.trees import archive_tree
+from services.gateway.gathering import Gathered
 from services.gateway.paging import Page, fitting, page
 from services.gateway.store import DatasetRow, Store
 
@@ -46,6 +47,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         self._reading = reading
         self._runner = runner
         self._max_archive_bytes = max_archive_bytes
+        self._rows = Gathered(functools.partial(records.get_many, store))
         self._manifest = functools.lru_cache(maxsize=4)(self._read_manifest)
 
     async def CreateDataset(
@@ -88,7 +90,9 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         self, request: pb.GetDatasetRequest, context: Context
     ) -> pb.GetDatasetResponse:
         project, dataset_id = names.parse(request.name, "datasets")
-        row = await asyncio.to_thread(records.get, self._store, project, dataset_id)
+        row = await self._rows.get((project, dataset_id))
+        if row is None:
+            raise records.missing(project, dataset_id)
         return pb.GetDatasetResponse(dataset=records.to_message(row))
 
     async def ListDatasets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 
 from stillhouse.gateway.v1 import jobs_pb2 as pb
@@ -12,6 +13,7 @@ from services.common import logs, names
 from services.common.errors import Overloaded
 from services.common.interceptors import Context
 from services.gateway.datasets.records import to_timestamp
+from services.gateway.gathering import Gathered
 from services.gateway.jobs import records
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.job import Tools
@@ -30,6 +32,7 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
     def __init__(self, tools: Tools, engine: Engine) -> None:
         self._tools, self._engine = tools, engine
         self._samples = Samples(tools)
+        self._jobs = Gathered(functools.partial(records.get_many, tools.store))
 
     async def CreateDistillationJob(
         self, request: pb.CreateDistillationJobRequest, context: Context
@@ -40,7 +43,7 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
         row, is_new = await asyncio.to_thread(records.create, self._tools.store, request)
         if is_new:
             await self._engine.enqueue(row)
-        return pb.CreateDistillationJobResponse(job=await self._message(row))
+        return pb.CreateDistillationJobResponse(job=await self._message(records.name_of(row)))
 
     async def EstimateDistillationJob(
         self, request: pb.EstimateDistillationJobRequest, context: Context
@@ -52,8 +55,7 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
     async def GetDistillationJob(
         self, request: pb.GetDistillationJobRequest, context: Context
     ) -> pb.GetDistillationJobResponse:
-        row = await self._row(request.name)
-        return pb.GetDistillationJobResponse(job=await self._message(row))
+        return pb.GetDistillationJobResponse(job=await self._message(request.name))
 
     async def ListDistillationJobs(
         self, request: pb.ListDistillationJobsRequest, context: Context
@@ -73,9 +75,7 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
         row = await self._row(request.name)
         if row.state not in records.FINAL:
             await self._engine.cancel(row)
-        return pb.CancelDistillationJobResponse(
-            job=await self._message(await self._row(request.name))
-        )
+        return pb.CancelDistillationJobResponse(job=await self._message(request.name))
 
     async def WatchDistillationJob(
         self, request: pb.WatchDistillationJobRequest, context: Context
@@ -117,11 +117,15 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
             _log.info("the job's check is left to the job", reason=error.message[:200])
 
     async def _row(self, name: str, field: str = "name") -> JobRow:
-        project, job_id = names.parse(name, "distillationJobs", field=field)
-        return await asyncio.to_thread(records.get, self._tools.store, project, job_id)
+        return (await self._found(name, field))[0]
 
-    async def _message(self, row: JobRow) -> pb.DistillationJob:
-        event = await asyncio.to_thread(records.last_event, self._tools.store, row.pk)
-        if event is not None and event.state in records.FINAL and row.state != event.state:
-            row = await self._row(records.name_of(row))  # it ended between the two reads
-        return records.to_message(row, event)
+    async def _message(self, name: str) -> pb.DistillationJob:
+        return records.to_message(*await self._found(name, "name"))
+
+    async def _found(self, name: str, field: str) -> tuple[JobRow, records.Event]:
+        """Return a job and its newest event. Raises NotFound."""
+        project, job_id = names.parse(name, "distillationJobs", field=field)
+        found = await self._jobs.get((project, job_id))
+        if found is None:
+            raise records.missing(project, job_id)
+        return found

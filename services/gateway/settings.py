@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.common.addresses import Address
 from services.common.settings import ServiceSettings
 
 
@@ -24,12 +25,13 @@ class GatewaySettings(ServiceSettings):
     gateways may share. On SQLite the workflow engine keeps its own file beside it."""
     redis_url: str = ""
     """`redis://...` or `unix://path` of the embedding cache; empty works without one."""
-    teacher_address: str = "127.0.0.1:7101"
-    """Where TeacherService is: `host:port`, or `dns:///name:port` for several replicas."""
-    concepts_address: str = "127.0.0.1:7102"
-    """Where ConceptsService is."""
+    teacher_address: Address = "127.0.0.1:7101"
+    """Where TeacherService is: `host:port`, `dns:///name:port` for several instances behind a name,
+    or several addresses with commas between them (`10.0.0.1:7101,10.0.0.2:7101`)."""
+    concepts_address: Address = "127.0.0.1:7102"
+    """Where ConceptsService is, in the same forms."""
     student_address: str = "127.0.0.1:7103"
-    """Where StudentService is."""
+    """Where StudentService is: one instance, which owns its training runs."""
     executor_id: str = "gateway-0"
     """Stable name of this replica: a gateway that starts takes up the jobs of its name."""
     max_jobs: int = Field(2, ge=1)
@@ -37,7 +39,8 @@ class GatewaySettings(ServiceSettings):
     max_project_jobs: int = Field(2, ge=1)
     """Jobs of one project that run at a time in this gateway, so that no project starves others."""
     shards_in_flight: int = Field(2, ge=1)
-    """Shards of a stage that are asked for at a time: one computes, one is on its way."""
+    """Shards of a stage that are asked for at a time: one computes, one is on its way. Take two for
+    each instance of the service that computes them; results do not depend on it."""
     peer_timeout_s: float = Field(60.0, gt=0)
     """Deadline of an ordinary call to another service."""
     shard_timeout_s: float = Field(600.0, gt=0)

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +26,12 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     LargeBinary,
+    Row,
+    Select,
     String,
     Text,
     UniqueConstraint,
+    bindparam,
     create_engine,
     event,
     func,
@@ -37,7 +40,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Session, mapped_column
 from sqlalchemy.schema import CreateColumn
 
 from services.common.errors import InvalidInput
@@ -186,11 +189,35 @@ class Store:
             Base.metadata.create_all(connection)
             _add_columns(connection)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other gateways may write to the same tables."""
+        return not self._sqlite
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that reads one consistent state."""
         with Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def fetch_many(
+        self, statement: Select[Any], keys: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str], Row[Any]]:
+        """Return rows by (project, id), each project's as one moment had them.
+
+        `statement` is made once, selects columns, the id's labelled `id`, and binds `project` and
+        `ids`. Rows have the columns as attributes and cannot be changed; they take a third of the
+        time of a session's objects. Ids go by project because SQLite uses no index for pairs.
+        """
+        by_project: dict[str, list[str]] = {}
+        for project, one in keys:
+            by_project.setdefault(project, []).append(one)
+        found: dict[tuple[str, str], Row[Any]] = {}
+        with self._engine.connect() as connection:
+            for project, ids in by_project.items():
+                rows = connection.execute(statement, {"project": project, "ids": ids})
+                found |= {(project, row.id): row for row in rows}
+        return found
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
@@ -221,6 +248,17 @@ class Store:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+def by_name(
+    row: type[Base], id_column: InstrumentedAttribute[str], *more: Any
+) -> Select[tuple[Any, ...]]:
+    """Return a statement for `Store.fetch_many`: all columns of a table with a project and an id,
+    and `more` columns."""
+    table = row.__table__
+    return select(*table.columns, id_column.label("id"), *more).where(
+        table.c.project == bindparam("project"), id_column.in_(bindparam("ids", expanding=True))
+    )
 
 
 def answered(

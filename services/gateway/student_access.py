@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from services.common import names
 from services.common.blobs import BlobStore
@@ -10,6 +11,7 @@ from services.common.catalogue import Catalogue
 from services.gateway import student_messages as shown
 from services.gateway import students
 from services.gateway.cache import EmbeddingCache
+from services.gateway.gathering import Gathered
 from services.gateway.peers import Peers
 from services.gateway.store import Store, StudentRow, VersionRow
 from services.gateway.student_calls import Serving, StudentCalls, serving
@@ -30,6 +32,7 @@ class StudentAccess:
         max_batch_items: int = 256,
     ) -> None:
         self._store = store
+        self._students = Gathered(functools.partial(students.get_many, store))
         self._blobs = blobs
         self._peers = peers
         self._catalogue = catalogue
@@ -39,7 +42,10 @@ class StudentAccess:
 
     async def _student(self, name: str, field: str) -> StudentRow:
         project, student_id = names.parse(name, "students", field=field)
-        return await asyncio.to_thread(students.get, self._store, project, student_id)
+        found = await self._students.get((project, student_id))
+        if found is None:
+            raise students.missing(project, student_id)
+        return found
 
     async def _version(
         self, name: str, version: str, default: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -20,7 +21,9 @@ from stillhouse.student.v1 import student_pb2
 from services.common import names
 from services.common.errors import HeadMoved, InvalidInput, NotFound, Precondition
 from services.gateway.paging import Page
-from services.gateway.store import Store, StudentEventRow, StudentRow, VersionRow
+from services.gateway.store import Store, StudentEventRow, StudentRow, VersionRow, by_name
+
+_BY_NAME = by_name(StudentRow, StudentRow.student_id)
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,24 @@ def get(store: Store, project: str, student_id: str) -> StudentRow:
         return find(session, project, student_id)
 
 
+def get_many(store: Store, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StudentRow]:
+    """Return the students of these (project, student id)."""
+    return cast("dict[tuple[str, str], StudentRow]", store.fetch_many(_BY_NAME, keys))
+
+
 def find(session: Session, project: str, student_id: str, *, lock: bool = False) -> StudentRow:
     """Return a student's row, locked for a change where asked. Raises NotFound."""
     query = _student(project, student_id)
     row = session.scalars(query.with_for_update() if lock else query).first()
     if row is None:
-        name = names.join(project, "students", student_id)
-        raise NotFound(f"there is no student {name}", resource=name)
+        raise missing(project, student_id)
     return row
+
+
+def missing(project: str, student_id: str) -> NotFound:
+    """Return the error of a student that does not exist."""
+    name = names.join(project, "students", student_id)
+    return NotFound(f"there is no student {name}", resource=name)
 
 
 def resolve(session: Session, student: StudentRow, text: str, default: str) -> VersionRow:

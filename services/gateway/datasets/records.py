@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
+from typing import cast
 
 from google.protobuf import json_format, timestamp_pb2
 from google.rpc import status_pb2
@@ -16,9 +19,12 @@ from services.common.errors import AlreadyExists, NotFound
 from services.gateway.datasets.ingest import Ingested
 from services.gateway.datasets.text_ingest import TextIngested
 from services.gateway.paging import Page
-from services.gateway.store import DatasetRow, Store, answered, record
+from services.gateway.store import DatasetRow, Store, answered, by_name, record
 
 _METHOD = "CreateDataset"
+_BY_NAME = by_name(DatasetRow, DatasetRow.dataset_id)
+_KEPT_RESULTS = 128
+"""Rows whose texts are kept parsed; a dataset lists what it refused, so some are long."""
 
 
 def name_of(row: DatasetRow) -> str:
@@ -68,9 +74,19 @@ def get(store: Store, project: str, dataset_id: str) -> DatasetRow:
     with store.read() as session:
         row = session.scalars(_select(project, dataset_id)).first()
     if row is None:
-        name = names.join(project, "datasets", dataset_id)
-        raise NotFound(f"there is no dataset {name}", resource=name)
+        raise missing(project, dataset_id)
     return row
+
+
+def missing(project: str, dataset_id: str) -> NotFound:
+    """Return the error of a dataset that does not exist."""
+    name = names.join(project, "datasets", dataset_id)
+    return NotFound(f"there is no dataset {name}", resource=name)
+
+
+def get_many(store: Store, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], DatasetRow]:
+    """Return the datasets of these (project, dataset id)."""
+    return cast("dict[tuple[str, str], DatasetRow]", store.fetch_many(_BY_NAME, keys))
 
 
 def by_pk(store: Store, pk: int) -> DatasetRow:
@@ -156,7 +172,7 @@ def fail(store: Store, pk: int, error: status_pb2.Status) -> None:
 
 def to_message(row: DatasetRow) -> pb.Dataset:
     """Return the message of a row."""
-    message = json_format.Parse(row.result_json, pb.Dataset())
+    message = pb.Dataset.FromString(_result(row.result_json))
     message.name = name_of(row)
     message.state = pb.DatasetState.Value(f"DATASET_STATE_{row.state}")
     texts = holds_texts(row)
@@ -166,9 +182,20 @@ def to_message(row: DatasetRow) -> pb.Dataset:
     return message
 
 
+@functools.lru_cache(maxsize=_KEPT_RESULTS)
+def _result(text: str) -> bytes:
+    """Return a stored result as the message's bytes, which are read ten times faster."""
+    return json_format.Parse(text, pb.Dataset()).SerializeToString()
+
+
 def holds_texts(row: DatasetRow) -> bool:
     """Return whether a dataset holds texts, as it was asked for; images otherwise."""
-    return bool(json.loads(row.source_json).get("kind") == "DATASET_KIND_TEXTS")
+    return _kind(row.source_json) == "DATASET_KIND_TEXTS"
+
+
+@functools.lru_cache(maxsize=_KEPT_RESULTS)
+def _kind(source_json: str) -> str:
+    return str(json.loads(source_json).get("kind", ""))
 
 
 def to_timestamp(seconds: float) -> timestamp_pb2.Timestamp:

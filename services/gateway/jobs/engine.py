@@ -130,8 +130,9 @@ class Engine:
 
     async def _append(self, row: JobRow, message: str, **more: Any) -> None:
         append = functools.partial(records.append, self._tools.store, row.pk, message, **more)
-        await asyncio.to_thread(append)
-        self._tools.feed.ring()
+        event = await asyncio.to_thread(append)
+        if event is not None:
+            self._tools.feed.tell(row.pk, event)
 
     async def _run(self, project: str, job_id: str) -> None:
         """The workflow: one story from its first stage to an end that the job's row shows."""

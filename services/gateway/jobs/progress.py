@@ -173,7 +173,7 @@ class Progress:
         self._tick()
         async with self._lock:
             stages = [asdict(self._stages[name]) for name in _ORDER if name in self._stages]
-            await asyncio.to_thread(
+            event = await asyncio.to_thread(
                 records.append,
                 self._store,
                 self._pk,
@@ -182,7 +182,8 @@ class Progress:
                 eta_s=0.0 if "state" in ending and ending["state"] != "RUNNING" else self.left_s(),
                 **ending,
             )
-        self._feed.ring()
+        if event is not None:
+            self._feed.tell(self._pk, event)
 
 
 def _speed(rate: float) -> str:
