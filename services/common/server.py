@@ -22,11 +22,16 @@ from grpc_reflection.v1alpha import reflection
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
 from services.common import logs, metrics
+from services.common.errors import Overloaded
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import ServiceSettings
 
 _log = logs.get(__name__)
 Hook = Callable[[], Awaitable[None]]
+LIVE = "live"
+"""Name under which health answers whether the process itself is well, whatever it can do just now:
+an orchestrator starts a process anew where this fails, and only sends no calls to one that is not
+ready."""
 
 
 async def _nothing() -> None:
@@ -81,7 +86,10 @@ class InfoServicer(info_pb2_grpc.InfoServiceServicer):
 
 def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
     """Return the channel arguments of a server."""
+    age_s = settings.max_connection_age_s
+    aging = [("grpc.max_connection_age_ms", max(1, int(age_s * 1000)))] if age_s else []
     return [
+        *aging,
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -102,6 +110,7 @@ async def run(app: App) -> None:
     checks = health.aio.HealthServicer()
     names = _register(app, server, checks)
     await _set_health(checks, names, serving=False)
+    await checks.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
     port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
     await server.start()
     app.bound(app.settings.host, port)
@@ -165,6 +174,10 @@ async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
             if not app.ready.is_set():
                 app.ready.set()
                 _log.info("ready")
+        except (
+            Overloaded
+        ):  # it computes, as much as it can: sent away, its calls would flood others
+            _log.info("no room for the canary")
         except Exception as error:
             _log.warning("canary failed", exc_info=error)
             await _set_health(checks, names, serving=False)
