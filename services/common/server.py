@@ -119,7 +119,7 @@ async def run(app: App) -> None:
     _log.info(
         "listening",
         address=f"{app.settings.host}:{port}",
-        settings=app.settings.model_dump(mode="json"),
+        settings=app.settings.shown(),
     )
     worker = asyncio.create_task(_start_and_watch(app, checks, names))
     await asyncio.wait(
@@ -174,11 +174,11 @@ async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
             if not app.ready.is_set():
                 app.ready.set()
                 _log.info("ready")
-        except (
-            Overloaded
-        ):  # it computes, as much as it can: sent away, its calls would flood others
-            _log.info("no room for the canary")
         except Exception as error:
-            _log.warning("canary failed", exc_info=error)
-            await _set_health(checks, names, serving=False)
+            if type(error) is Overloaded:
+                # It does what it can; were it not ready, its calls would flood the others.
+                _log.info("no room for the canary")
+            else:
+                _log.warning("canary failed", exc_info=error)
+                await _set_health(checks, names, serving=False)
         await asyncio.sleep(app.settings.canary_s)

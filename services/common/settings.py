@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +15,7 @@ from services.common.hosts import reachable
 MIB = 1 << 20
 PORTS = {"gateway": 7100, "teacher": 7101, "concepts": 7102, "student": 7103}
 """Where each service listens where nothing else is said."""
+_PASSWORD = re.compile(r"(://[^/@]*:)[^@]*@")
 
 
 class ServiceSettings(BaseSettings):
@@ -52,6 +55,13 @@ class ServiceSettings(BaseSettings):
     """Items that may wait for a model before calls are refused with RESOURCE_EXHAUSTED."""
     reflection: bool = True
     """Serve gRPC reflection."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return the settings in force as they may be logged: passwords in URLs are left out."""
+        return {
+            name: _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
+            for name, value in self.model_dump(mode="json").items()
+        }
 
 
 class Listening(BaseSettings):

@@ -77,6 +77,7 @@ class Image:
         """Carry out all stages but `base`. Installed requirements are kept for the next build."""
         for name in ("requirements", "build", "final"):
             self._stage(self._stages[name])
+        (self.folder / "whole").touch()
 
     def inside(self, text: str) -> str:
         """Return text with paths of the image as paths of this machine."""
@@ -143,9 +144,13 @@ class Image:
 
 
 def _outside() -> dict[str, str]:
-    """This machine's environment without what leads to the tree under test."""
+    """This machine's environment without what leads to the tree under test.
+
+    Without byte code too, which takes as long as all the rest and is made at the first start.
+    """
     ours = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    return {name: value for name, value in os.environ.items() if name not in ours}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return kept | {"PIP_NO_COMPILE": "1"}
 
 
 def tracked(source: str) -> list[Path]:
@@ -174,6 +179,8 @@ def cached_folder(service: str) -> Path:
     for old in parent.glob(f"{service}-*"):
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
+    if not (folder / "whole").exists():  # an earlier build was interrupted
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "src", ignore_errors=True)
     return folder

@@ -15,6 +15,7 @@ from tests.deploy.recipe import Image
 from tests.support import free_port
 
 USER = 10001
+# The home folder of whoever tests goes away, but for the interpreter, which may lie there.
 _ROOM = """
 set -e
 mount --make-rprivate /
@@ -23,6 +24,11 @@ for folder in lib/stillhouse cache/stillhouse; do
 done
 mount --bind "$WEIGHTS" "$IMAGE/weights"
 mount -o remount,bind,ro "$IMAGE/weights"
+mount --bind "$PYTHON" "$IMAGE/python"
+mount -o remount,bind,ro "$IMAGE/python"
+mount -t tmpfs -o mode=755 tmpfs "$AWAY"
+mkdir -p "$PYTHON"
+mount --bind "$IMAGE/python" "$PYTHON"
 cd "$IMAGE/var/lib/stillhouse"
 mount -t tmpfs tmpfs /tmp
 mount -o remount,bind,ro /
@@ -80,7 +86,8 @@ def confined(image: Image, data: Path, command: list[str]) -> list[str]:
     for folder in ("lib/stillhouse", "cache/stillhouse"):
         for parent in (data, image.folder / "var"):
             (parent / folder).mkdir(parents=True, exist_ok=True)
-    (image.folder / "weights").mkdir(exist_ok=True)
+    for folder in ("weights", "python"):
+        (image.folder / folder).mkdir(exist_ok=True)
     if os.geteuid() != 0:
         return command
     for folder in ("lib/stillhouse", "cache/stillhouse"):
@@ -88,7 +95,13 @@ def confined(image: Image, data: Path, command: list[str]) -> list[str]:
             os.chown(path, USER, USER)
     weights = Path.home() / ".cache" / "stillhouse"
     weights.mkdir(parents=True, exist_ok=True)
-    names = {"DATA": data, "IMAGE": image.folder, "WEIGHTS": weights}
+    names = {
+        "DATA": data,
+        "IMAGE": image.folder,
+        "WEIGHTS": weights,
+        "PYTHON": Path(os.path.realpath(image.python)).parents[1],
+        "AWAY": Path.home(),
+    }
     given = " ".join(f"{name}={shlex.quote(str(path))}" for name, path in names.items())
     return ["unshare", "--mount", "--", "sh", "-c", f"{given}\n{_ROOM}", "room", *command]
 

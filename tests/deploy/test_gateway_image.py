@@ -24,7 +24,7 @@ from tests.deploy.recipe import Image, cached_folder
 from tests.deploy.running import confined, container, environment
 from tests.support import wait_ready
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,17 @@ def test_it_is_installed_without_torch_and_imports(image: Image, tmp_path: Path)
         "import importlib.metadata, sys, services.gateway.assembly, services.gateway.http.app\n"
         "names = {d.name.lower() for d in importlib.metadata.distributions()}\n"
         "print(sorted(names & {'torch', 'timm', 'transformers', 'open-clip-torch'}))\n"
-        "print([m for m in sys.modules if m.split('.')[0] == 'torch'], services.__file__)"
+        "print([m for m in sys.modules if m.split('.')[0] == 'torch'])\n"
+        "print(services.__file__)\n"
+        "print(sys.version)"
     )
     done = run(image, tmp_path, image.python, "-c", script)
-    absent, loaded = done.stdout.splitlines() or ("", done.stderr)
-    assert absent == "[]"
-    assert loaded.startswith(f"[] {image.folder}/opt/venv/"), loaded
+    assert done.returncode == 0, done.stderr
+    installed, loaded, place, version = done.stdout.splitlines()
+    assert (installed, loaded) == ("[]", "[]")
+    assert place.startswith(f"{image.folder}/opt/venv/")
+    plainly = [image.python, "-c", "import sys; print(sys.version)"]
+    assert version == subprocess.check_output(plainly, text=True).strip()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to confine")
