@@ -49,11 +49,12 @@ up: $(VENV)/.runtime web assets ## start Redis and the four services in the fore
 protos: $(VENV)/.dev ## generate gen/ from protos/
 	$(BIN)/python scripts/protos.py --buf
 
-lint: protos ## ruff, mypy strict, import-linter, buf lint, buf breaking
+lint: protos ## ruff, mypy strict, import-linter, deploy/, buf lint, buf breaking
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_deploy.py
 	$(BIN)/buf lint
 	@if git rev-parse -q --verify origin/main:protos >/dev/null 2>&1; then \
 	  rm -rf .deps/main && mkdir -p .deps/main/.deps && \

@@ -23,11 +23,16 @@ from grpc_reflection.v1alpha import reflection
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
 from services.common import logs, metrics
+from services.common.errors import Overloaded
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import ServiceSettings
 
 _log = logs.get(__name__)
 Hook = Callable[[], Awaitable[None]]
+LIVE = "live"
+"""Name under which health answers whether the process itself is well, whatever it can do just now:
+an orchestrator starts a process anew where this fails, and only sends no calls to one that is not
+ready."""
 
 
 @functools.cache
@@ -88,7 +93,10 @@ class InfoServicer(info_pb2_grpc.InfoServiceServicer):
 
 def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
     """Return the channel arguments of a server."""
+    age_s = settings.max_connection_age_s
+    aging = [("grpc.max_connection_age_ms", max(1, int(age_s * 1000)))] if age_s else []
     return [
+        *aging,
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -109,6 +117,7 @@ async def run(app: App) -> None:
     checks = health.aio.HealthServicer()
     names = _register(app, server, checks)
     await _set_health(checks, names, serving=False)
+    await checks.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
     port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
     await server.start()
     app.bound(app.settings.host, port)
@@ -117,7 +126,7 @@ async def run(app: App) -> None:
     _log.info(
         "listening",
         address=f"{app.settings.host}:{port}",
-        settings=app.settings.model_dump(mode="json"),
+        settings=app.settings.shown(),
     )
     worker = asyncio.create_task(_start_and_watch(app, checks, names))
     await asyncio.wait(
@@ -173,6 +182,10 @@ async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
                 app.ready.set()
                 _log.info("ready")
         except Exception as error:
-            _log.warning("canary failed", exc_info=error)
-            await _set_health(checks, names, serving=False)
+            if type(error) is Overloaded:
+                # It does what it can; were it not ready, its calls would flood the others.
+                _log.info("no room for the canary")
+            else:
+                _log.warning("canary failed", exc_info=error)
+                await _set_health(checks, names, serving=False)
         await asyncio.sleep(app.settings.canary_s)

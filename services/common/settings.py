@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.fairness import Weights
+from services.common.hosts import reachable
 
 MIB = 1 << 20
+PORTS = {"gateway": 7100, "teacher": 7101, "concepts": 7102, "student": 7103}
+"""Where each service listens where nothing else is said."""
+_PASSWORD = re.compile(r"(://[^/@]*:)[^@]*@")
 
 
 class ServiceSettings(BaseSettings):
@@ -33,6 +38,10 @@ class ServiceSettings(BaseSettings):
     """fsspec URL of the blob store: a folder, or a bucket that all services reach."""
     drain_s: float = Field(20.0, ge=0)
     """Seconds running calls get to finish after SIGTERM."""
+    max_connection_age_s: float = Field(300.0, ge=0)
+    """Seconds after which a connection is asked to go, calls in flight excepted, so that clients
+    look up the service's name again and find replicas that are new; gRPC spreads it by a tenth.
+    0 keeps connections."""
     canary_s: float = Field(30.0, gt=0)
     """Seconds between canary calls; readiness follows them."""
     max_message_bytes: int = Field(32 * MIB, ge=MIB)
@@ -49,6 +58,33 @@ class ServiceSettings(BaseSettings):
     kept for a newcomer: alone a project may fill half of it, beside another a third."""
     reflection: bool = True
     """Serve gRPC reflection."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return the settings in force as they may be logged: passwords in URLs are left out."""
+        return {
+            name: _PASSWORD.sub(r"\1***@", value) if isinstance(value, str) else value
+            for name, value in self.model_dump(mode="json").items()
+        }
+
+
+class Listening(BaseSettings):
+    """Where a service of this machine listens, for programs that look after it."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535)
+
+    @classmethod
+    def of(cls, service: str) -> Listening:
+        """Return what the environment says of a service (`TEACHER_PORT`), or its defaults."""
+        found = cls(_env_prefix=f"{service.upper()}_")
+        return found if found.port else found.model_copy(update={"port": PORTS[service]})
+
+    @property
+    def address(self) -> str:
+        """`host:port` at which a caller on this machine reaches the service."""
+        return f"{reachable(self.host)}:{self.port}"
 
 
 class ModelSettings(ServiceSettings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ModelSettings
+from services.common.settings import PORTS, ModelSettings
 
 
 class ConceptsSettings(ModelSettings):
@@ -15,7 +15,7 @@ class ConceptsSettings(ModelSettings):
         frozen=True, extra="ignore", populate_by_name=True, env_prefix="CONCEPTS_"
     )
 
-    port: int = Field(7102, ge=0, le=65535)
+    port: int = Field(PORTS["concepts"], ge=0, le=65535)
     """Port to listen on; 0 lets the system choose and prints it."""
     preload: str = "effl2-minilm"
     """Encoder loaded at start, whose canary readiness follows; others load when first asked for."""

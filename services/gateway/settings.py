@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.addresses import Address
-from services.common.settings import ServiceSettings
+from services.common.settings import PORTS, ServiceSettings
 
 
 class GatewaySettings(ServiceSettings):
@@ -18,7 +18,7 @@ class GatewaySettings(ServiceSettings):
         frozen=True, extra="ignore", populate_by_name=True, env_prefix="GATEWAY_"
     )
 
-    port: int = Field(7100, ge=0, le=65535)
+    port: int = Field(PORTS["gateway"], ge=0, le=65535)
     """Port to listen on; 0 lets the system choose and prints it."""
     database_url: str = "sqlite:///.stillhouse/gateway.db"
     """SQLAlchemy URL of the tables: `sqlite:///path`, or `postgresql+psycopg://...`, which several

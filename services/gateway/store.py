@@ -44,6 +44,7 @@ from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Mapped, Sessi
 from sqlalchemy.schema import CreateColumn
 
 from services.common.errors import InvalidInput
+from services.gateway import outages
 
 R = TypeVar("R")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -319,7 +320,9 @@ def _add_columns(connection: Connection) -> None:
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10)
+        shared = create_engine(parsed, pool_pre_ping=True, pool_size=5, max_overflow=10)
+        outages.watch(shared)
+        return shared
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": _BUSY_S})

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ServiceSettings
+from services.common.settings import PORTS, ServiceSettings
 
 
 class StudentSettings(ServiceSettings):
@@ -17,7 +17,7 @@ class StudentSettings(ServiceSettings):
         frozen=True, extra="ignore", populate_by_name=True, env_prefix="STUDENT_"
     )
 
-    port: int = Field(7103, ge=0, le=65535)
+    port: int = Field(PORTS["student"], ge=0, le=65535)
     """Port to listen on; 0 lets the system choose and prints it."""
     runs_dir: Path = Path(".stillhouse/runs")
     """Folder of training runs: recipe, events, checkpoint and outcome of each."""

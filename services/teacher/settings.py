@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from services.common.settings import ModelSettings
+from services.common.settings import PORTS, ModelSettings
 
 
 class TeacherSettings(ModelSettings):
@@ -17,7 +17,7 @@ class TeacherSettings(ModelSettings):
         frozen=True, extra="ignore", populate_by_name=True, env_prefix="TEACHER_"
     )
 
-    port: int = Field(7101, ge=0, le=65535)
+    port: int = Field(PORTS["teacher"], ge=0, le=65535)
     """Port to listen on; 0 lets the system choose and prints it."""
     preload: str = "efficientnet-lite0"
     """Model loaded at start, whose canary readiness follows; others load when first asked for."""

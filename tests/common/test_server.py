@@ -6,6 +6,8 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
+
+from services.common.probe import probe
+from services.common.server import LIVE
 
 SERVICE = """
 import asyncio, sys
@@ -40,15 +45,28 @@ def register(grpc_server):
     teacher_pb2_grpc.add_TeacherServiceServicer_to_server(Teacher(), grpc_server)
     return ["stillhouse.teacher.v1.TeacherService"]
 
+canaries = 0
+
+async def canary():
+    global canaries
+    canaries += 1
+    trouble = sys.argv[1] if canaries > 1 else ""
+    if trouble == "full":
+        raise errors.Overloaded("queue is full")
+    if trouble == "broken":
+        raise RuntimeError("no device")
+
 logs.configure("test")
-settings = ServiceSettings(port=0, drain_s=5, canary_s=0.2)
-asyncio.run(server.run(server.App(service="teacher", settings=settings, register=register)))
+settings = ServiceSettings(port=0, drain_s=5, canary_s=0.1, max_connection_age_s=1)
+app = server.App(service="teacher", settings=settings, register=register, canary=canary)
+asyncio.run(server.run(app))
 """
 
 
 @contextmanager
-def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = subprocess.Popen([sys.executable, "-c", SERVICE], stdout=subprocess.PIPE, text=True)
+def running(trouble: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-c", SERVICE, trouble]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield process, process.stdout.readline().split()[1]
@@ -104,3 +122,35 @@ def test_a_signal_drains_running_calls(number: signal.Signals) -> None:
         process.send_signal(number)
         assert call.result().model.name == "slow"
         assert process.wait(timeout=60) == 0
+
+
+def test_a_canary_without_room_leaves_a_service_ready_and_a_broken_one_does_not() -> None:
+    for trouble, line, expected in (
+        ("full", "no room for the canary", "SERVING"),
+        ("broken", "canary failed", "NOT_SERVING"),
+    ):
+        with running(trouble) as (process, address):
+            assert process.stderr is not None
+            while line not in process.stderr.readline():
+                assert process.poll() is None
+            time.sleep(0.05)  # health is set right after the line
+            assert probe(address) == expected
+            assert probe(address, service=LIVE) == "SERVING"
+
+
+def test_a_connection_is_asked_to_go_when_it_is_old_and_its_calls_end_well() -> None:
+    with running() as (_, address), grpc.insecure_channel(address) as channel:
+        seen: list[grpc.ChannelConnectivity] = []
+        gone = threading.Event()
+
+        def watch(state: grpc.ChannelConnectivity) -> None:
+            if state == grpc.ChannelConnectivity.IDLE and grpc.ChannelConnectivity.READY in seen:
+                gone.set()
+            seen.append(state)
+
+        channel.subscribe(watch)
+        stub = teacher_pb2_grpc.TeacherServiceStub(channel)
+        for _ in range(3):  # each takes as long as a connection may live
+            reply = stub.GetModel(teacher_pb2.GetModelRequest(name="slow"), timeout=10)
+            assert reply.model.name == "slow"
+        assert gone.wait(10)

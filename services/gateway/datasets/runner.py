@@ -28,9 +28,11 @@ from services.gateway.datasets.readers import Reading, open_archive, open_uri
 from services.gateway.datasets.splits import Shares
 from services.gateway.datasets.text_ingest import TextIngested, ingest_texts
 from services.gateway.datasets.text_sources import TextSource, open_text_blob, open_text_uri
+from services.gateway.outages import DatabaseAway
 from services.gateway.store import Store
 
 _PROGRESS_S = 0.5
+_AWAY_S = 1.0
 _log = logs.get(__name__)
 Launch = Callable[[int], None]
 
@@ -82,6 +84,16 @@ class IngestRunner:
         task.add_done_callback(self._tasks.discard)
 
     def _run(self, pk: int) -> None:
+        """Ingest a dataset, again from its start where the database was away meanwhile."""
+        while not self._stopping.is_set():
+            try:
+                self._attempt(pk)
+                break
+            except DatabaseAway:
+                _log.warning("waiting for the database", dataset_pk=pk)
+                self._stopping.wait(_AWAY_S)
+
+    def _attempt(self, pk: int) -> None:
         row = records.by_pk(self._store, pk)
         if row.state != "CREATING":
             return
@@ -90,6 +102,8 @@ class IngestRunner:
             ingested = self._ingest(pk, request)
         except Cancelled:
             return
+        except DatabaseAway:
+            raise
         except StillhouseError as error:
             records.fail(self._store, pk, error.to_status())
         except OSError as error:

@@ -11,6 +11,7 @@ import grpc.aio
 import uvicorn
 
 from services.common import logs
+from services.common.hosts import reachable
 from services.gateway.datasets_servicer import MAX_ARCHIVE_BYTES
 from services.gateway.http.app import make_app
 from services.gateway.settings import GatewaySettings
@@ -19,7 +20,6 @@ _log = logs.get(__name__)
 _STARTED_S = 0.01
 _LEAVE_S = 2.0
 _MOST_CONNECTIONS = 512
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]", "": "127.0.0.1"}
 
 
 class _Server(uvicorn.Server):
@@ -47,7 +47,7 @@ class Edge:
 
     def bound(self, host: str, port: int) -> None:
         """Take the address that the gateway's gRPC server listens on."""
-        self._grpc_address = f"{_WILDCARDS.get(host, host)}:{port}"
+        self._grpc_address = f"{reachable(host)}:{port}"
 
     async def start(self) -> None:
         """Listen, and print `http listening HOST:PORT`. Raises OSError where the port is taken."""

@@ -25,6 +25,7 @@ from services.common import logs
 from services.common.errors import Internal, StillhouseError, from_status
 from services.gateway.jobs import records
 from services.gateway.jobs.job import Job, Tools
+from services.gateway.outages import outlast
 from services.gateway.store import JobRow
 
 VERSION = "jobs-3"
@@ -136,26 +137,37 @@ class Engine:
 
     async def _run(self, project: str, job_id: str) -> None:
         """The workflow: one story from its first stage to an end that the job's row shows."""
-        row = await asyncio.to_thread(records.get, self._tools.store, project, job_id)
-        spec = records.spec_of(row)
-        job = await asyncio.to_thread(Job, self._tools, row, spec)
+        row, job = await self._open(project, job_id)
         task = asyncio.current_task()
         assert task is not None
         self._running[workflow_id(row)] = task
         try:
             started = "started" if row.state == "QUEUED" else "taken up again after a restart"
-            await job.progress.say(started, state="RUNNING")
-            made = await self._stories[str(spec.WhichOneof("spec"))](job)
+            await self._say(job, started, state="RUNNING")
+            made = await self._stories[str(job.spec.WhichOneof("spec"))](job)
         except Exception as error:
             status = _status_of(error)
             is_bug = not isinstance(error, StillhouseError | PortableWorkflowError)
             _log.error("job failed", job=job.name, why=str(error), exc_info=is_bug)
-            await job.progress.say(f"failed: {status.message}", state="FAILED", error=status)
+            await self._say(job, f"failed: {status.message}", state="FAILED", error=status)
         else:
-            await job.progress.say("finished", state="SUCCEEDED", result=made)
+            await self._say(job, "finished", state="SUCCEEDED", result=made)
         finally:
             with contextlib.suppress(KeyError):
                 del self._running[workflow_id(row)]
+
+    async def _open(self, project: str, job_id: str) -> tuple[JobRow, Job]:
+        def read() -> tuple[JobRow, Job]:
+            row = records.get(self._tools.store, project, job_id)
+            return row, Job(self._tools, row, records.spec_of(row))
+
+        return await outlast(
+            lambda: asyncio.to_thread(read), give_up_s=self._tools.settings.give_up_s, what=job_id
+        )
+
+    async def _say(self, job: Job, message: str, **more: Any) -> None:
+        """Add an event that must not be lost, whether or not the database is there just now."""
+        await job.outlast(lambda: job.progress.say(message, **more), what=job.job_id)
 
 
 def workflow_id(row: JobRow) -> str:

@@ -18,6 +18,7 @@ from services.gateway.cache import EmbeddingCache
 from services.gateway.jobs import records
 from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.progress import Progress
+from services.gateway.outages import outlast
 from services.gateway.peers import Peers
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import JobRow, Store
@@ -69,10 +70,10 @@ class Job:
         """Run a stage as one durable step: after a restart its recorded result is used.
 
         Arguments and result are JSON. A step that was interrupted runs again, so `work` looks at
-        what exists already before it computes.
+        what exists already before it computes. The same where the database was away meanwhile.
         """
 
-        async def step() -> R:
+        async def attempt() -> R:
             await self.progress.begin(name)
             try:
                 result = await work(self, *args, **kwargs)
@@ -83,7 +84,14 @@ class Job:
             await self.progress.complete(name)
             return result
 
+        async def step() -> R:
+            return await self.outlast(attempt, what=name)
+
         return await DBOS.run_step_async({"name": name, "preemptible": True}, step)
+
+    async def outlast(self, attempt: Callable[[], Awaitable[R]], *, what: str) -> R:
+        """Run `attempt` again where the database was away."""
+        return await outlast(attempt, give_up_s=self.tools.settings.give_up_s, what=what)
 
     async def note(self, **values: str) -> None:
         """Keep values beside the job, for whoever has to end it."""

@@ -1,0 +1,1 @@
+"""What `make lint` checks of deploy/, beside the schemas."""
