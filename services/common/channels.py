@@ -21,20 +21,28 @@ R = TypeVar("R")
 _log = logs.get(__name__)
 
 
-def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
-    """Open a channel to `host:port` or `dns:///name:port`; behind a name, calls go round robin."""
+def open_channel(
+    address: str,
+    *,
+    max_message_bytes: int,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> grpc.aio.Channel:
+    """Open a channel to `host:port` or `dns:///name:port`; behind a name, calls go round robin.
+
+    Without credentials it is not encrypted.
+    """
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.service_config", json.dumps(config)),
-        ],
-    )
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.service_config", json.dumps(config)),
+    ]
+    if credentials is not None:
+        return grpc.aio.secure_channel(address, credentials, options=options)
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 from stillhouse.concepts.v1 import concepts_pb2_grpc
+from stillhouse.inference.v2 import open_inference_pb2_grpc
 from stillhouse.student.v1 import student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2_grpc
 
@@ -25,6 +26,8 @@ class Peers:
     teacher: teacher_pb2_grpc.TeacherServiceStub
     concepts: concepts_pb2_grpc.ConceptsServiceStub
     student: student_pb2_grpc.StudentServiceStub
+    inference: open_inference_pb2_grpc.GRPCInferenceServiceStub
+    """The teacher's models in the Open Inference Protocol."""
     channels: tuple[grpc.aio.Channel, ...]
     timeout_s: float
     shard_timeout_s: float
@@ -46,6 +49,7 @@ class Peers:
             teacher=teacher_pb2_grpc.TeacherServiceStub(teacher),
             concepts=concepts_pb2_grpc.ConceptsServiceStub(concepts),
             student=student_pb2_grpc.StudentServiceStub(student),
+            inference=open_inference_pb2_grpc.GRPCInferenceServiceStub(teacher),
             channels=(teacher, concepts, student),
             timeout_s=settings.peer_timeout_s,
             shard_timeout_s=settings.shard_timeout_s,

@@ -74,15 +74,8 @@ class StudentCalls:
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
     ) -> list[student_pb2.PredictResult]:
         """Return one result per item, in order."""
-        found = await self._regions(student, items)
-        request = student_pb2.PredictRequest(
-            project=student.project, student=student.ref, items=_inputs(items, found, student.file)
-        )
-        answered: list[student_pb2.PredictResult] = []
-        if request.items:
-            method = self._peers.student.Predict
-            answered = list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
-        left = iter(answered)
+        found = await self.regions(student, items)
+        left = iter(await self.ask_predict(student, items, found))
         results = []
         for item, one in zip(items, found, strict=True):
             failed = isinstance(one, status_pb2.Status)
@@ -96,9 +89,36 @@ class StudentCalls:
     ) -> list[pb.ImageExplanation]:
         """Return one explanation per item, in order, with the boxes of its regions."""
         found, frames = await asyncio.gather(
-            self._regions(student, items),
+            self.regions(student, items),
             asyncio.gather(*(self._frame(student, item) for item in items)),
         )
+        left = iter(await self.ask_explain(student, items, found, label, top))
+        return [
+            _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
+            for item, one, frame in zip(items, found, frames, strict=True)
+        ]
+
+    async def ask_predict(
+        self, student: Serving, items: Sequence[items_pb2.ImageInput], found: Sequence[Outcome]
+    ) -> list[student_pb2.PredictResult]:
+        """Return the results of the items that have regions, in order."""
+        request = student_pb2.PredictRequest(
+            project=student.project, student=student.ref, items=_inputs(items, found, student.file)
+        )
+        if not request.items:
+            return []
+        method = self._peers.student.Predict
+        return list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
+
+    async def ask_explain(
+        self,
+        student: Serving,
+        items: Sequence[items_pb2.ImageInput],
+        found: Sequence[Outcome],
+        label: str,
+        top: int,
+    ) -> list[student_pb2.ExplainResult]:
+        """Return the results of the items that have regions, in order."""
         request = student_pb2.ExplainRequest(
             project=student.project,
             student=student.ref,
@@ -106,19 +126,16 @@ class StudentCalls:
             label=label,
             top=top,
         )
-        answered: list[student_pb2.ExplainResult] = []
-        if request.items:
-            method = self._peers.student.Explain
-            answered = list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
-        left = iter(answered)
-        return [
-            _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
-            for item, one, frame in zip(items, found, frames, strict=True)
-        ]
+        if not request.items:
+            return []
+        method = self._peers.student.Explain
+        return list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
 
-    async def _regions(
+    async def regions(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
     ) -> list[Outcome]:
+        """Return every item's regions, or the status of why it has none, in order. Raises
+        Precondition where the encoder is not the student's."""
         found: list[Outcome] = []
         async for chunk in _chunks(items):
             request = concepts_pb2.EmbedRegionsRequest(encoder=student.encoder, items=chunk)

@@ -9,9 +9,9 @@ from services.common.catalogue import (
     Dataset,
     ImageModel,
     ImageTextEncoder,
-    Source,
     load_catalogue,
 )
+from services.common.catalogue_source import Source
 from services.common.errors import NotFound
 
 USER = """
