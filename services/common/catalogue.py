@@ -148,6 +148,8 @@ class RemoteClassifier(RemoteFields, _Entry):
     def _complete(self) -> RemoteClassifier:
         if self.source is not None:
             raise ValueError("a model of loader oip has url and remote_model, no source")
+        if len(set(self.classes)) != len(self.classes) and self.classes != "imagenet-1k":
+            raise ValueError("classes are not unique")
         if (self.input is None) != (self.input_format == "encoded"):
             raise ValueError("input is for input_format uint8 and fp32, and required there")
         return self

@@ -90,7 +90,8 @@ class GatewayInference(InferenceServicer[ServedStudent]):
         """Ask the teacher within the caller's time; a model may have to be loaded first."""
         left_s = context.time_remaining()
         limit_s = self._peers.shard_timeout_s
-        return await call_peer(method, request, timeout_s=min(left_s or limit_s, limit_s))
+        timeout_s = limit_s if left_s is None else min(left_s, limit_s)
+        return await call_peer(method, request, timeout_s=timeout_s)
 
 
 def _is_model(name: str) -> bool:

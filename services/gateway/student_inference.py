@@ -65,6 +65,10 @@ class StudentInference(StudentAccess):
         super().__init__(store, blobs, peers, catalogue, max_batch_items=limits.max_items)
         self._limits = limits
 
+    def name_of(self, name: str) -> str:
+        """Return the short name. Raises InvalidInput, or NotFound for a model."""
+        return _student_name(name).short
+
     async def find(self, name: str, version: str, context: Context) -> ServedStudent:
         """Return a version, the promoted one where none is named; `head` and `promoted` are
         understood. Raises NotFound, InvalidInput."""

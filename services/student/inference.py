@@ -61,13 +61,17 @@ class StudentInference:
     def __init__(self, library: Library, pool: ThreadPoolExecutor, max_items: int) -> None:
         self._library, self._pool, self._max_items = library, pool, max_items
 
+    def name_of(self, name: str) -> str:
+        """Return the name without the default project. Raises InvalidInput."""
+        return _short(*_stored(name))
+
     async def find(self, name: str, version: str, context: Context) -> StoredStudent:
         """Read a student. Raises NotFound, InvalidInput."""
         project, ref = _reference(name, version)
         student = await self._in(lambda: self._library.student(project, ref))
         width = int(student.bank.text.shape[1])
         return StoredStudent(
-            name=_short(project, ref),
+            name=_short(project, ref.weights_digest),
             version=ref.card_digest,
             classes=tuple(student.classes),
             inputs=(TensorSpec(EMBEDDINGS, "FP16", (-1, -1, width)),),
@@ -98,7 +102,9 @@ class StudentInference:
     async def listed(self, project: str, context: Context) -> Sequence[Listed]:
         """Return the project's students in memory; which others there are, the gateway knows."""
         refs = self._library.students_of(project)
-        return [Listed(_short(project, ref), version=ref.card_digest) for ref in refs]
+        return [
+            Listed(_short(project, ref.weights_digest), version=ref.card_digest) for ref in refs
+        ]
 
     async def load(self, name: str, context: Context) -> None:
         """Not there: the call that asks for a student names its card as well."""
@@ -119,10 +125,15 @@ class StudentInference:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
-def _reference(name: str, version: str) -> tuple[str, student_pb2.StudentRef]:
+def _stored(name: str) -> tuple[str, str]:
+    """Project and digest of the weights."""
     project, _, weights = name.rpartition("/")
     project = check_id(project or DEFAULT_PROJECT, field="model_name")
-    check_digest(weights, field="model_name")
+    return project, check_digest(weights, field="model_name")
+
+
+def _reference(name: str, version: str) -> tuple[str, student_pb2.StudentRef]:
+    project, weights = _stored(name)
     if not version:
         said = "model_version: the digest of the student's card is required here"
         raise InvalidInput(f"{said}; the gateway serves students by name", field="model_version")
@@ -130,9 +141,8 @@ def _reference(name: str, version: str) -> tuple[str, student_pb2.StudentRef]:
     return project, student_pb2.StudentRef(weights_digest=weights, card_digest=card)
 
 
-def _short(project: str, ref: student_pb2.StudentRef) -> str:
-    own = ref.weights_digest
-    return own if project == DEFAULT_PROJECT else f"{project}/{own}"
+def _short(project: str, weights: str) -> str:
+    return weights if project == DEFAULT_PROJECT else f"{project}/{weights}"
 
 
 def _from_embeddings(student: Student, call: InferCall) -> list[Output]:

@@ -64,6 +64,10 @@ class TeacherInference:
         self._teacher, self._limits = teacher, limits
         self._known: OrderedDict[str, TeacherModel] = OrderedDict()
 
+    def name_of(self, name: str) -> str:
+        """Return the short name. Raises InvalidInput, or NotFound for a student."""
+        return _model_name(name).short
+
     async def find(self, name: str, version: str, context: Context) -> TeacherModel:
         """Return a classifier. Raises NotFound, or Precondition for a language model."""
         asked = _model_name(name)

@@ -42,7 +42,7 @@ from tests.support import free_port, photo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 CACHE = Path.home() / ".cache" / "stillhouse"
-CLASSES = ["Apple", "Citrus", "Melon", "Pear", "Stone-fruit"]
+CLASSES = ["Apple", "Melon", "Orange", "Pear", "Satsumas"]
 HEAD, FAR = f"{PROJECT}/models/fruit-teacher", f"{PROJECT}/models/far-fruit"
 FRUIT = f"{PROJECT}/students/fruit"
 

@@ -44,14 +44,13 @@ from tests.teacher.image_world import CLASSES as TEACHER_CLASSES
 from tests.teacher.image_world import MODEL, teacher
 
 LIMITS = ImageLimits(Limits(), 100)
-Oip = open_inference_pb2_grpc.GRPCInferenceServiceAsyncStub
 
 
 @dataclass(frozen=True)
 class Front:
     """The protocol at the gateway, over real student and teacher services."""
 
-    oip: Oip
+    oip: open_inference_pb2_grpc.GRPCInferenceServiceAsyncStub
     gateway: Gateway
 
 

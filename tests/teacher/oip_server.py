@@ -15,11 +15,11 @@ from stillhouse.inference.v2 import open_inference_pb2 as pb
 from stillhouse.inference.v2 import open_inference_pb2_grpc
 
 CLASSES = ("red", "green", "blue")
-_AXES = {(-1, 8, 8, 3): (1, 2), (-1, 3, 8, 8): (2, 3)}
+_AXES = {(-1, 16, 16, 3): (1, 2), (-1, 3, 16, 16): (2, 3)}
 
 
 class ColourServer(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """One model, `colours`: the mean of each channel of pixels [N, 8, 8, 3], or [N, 3, 8, 8]."""
+    """One model, `colours`: the means of the channels of [N, 16, 16, 3] or [N, 3, 16, 16]."""
 
     def __init__(self, datatype: str, shape: tuple[int, ...]) -> None:
         self.datatype, self.shape = datatype, shape

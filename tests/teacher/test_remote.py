@@ -29,7 +29,7 @@ from tests.teacher.image_world import CLASSES, MODEL, NAME, teacher
 from tests.teacher.oip_server import ColourServer, served
 
 FAR = "projects/default/models/far"
-SQUARE = Preprocessing(size_px=8, crop_pct=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+SQUARE = Preprocessing(size_px=16, crop_pct=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def entry(port: int, **fields: object) -> str:
@@ -54,9 +54,8 @@ def entry(port: int, **fields: object) -> str:
 
 def colours(port: int, input_format: str, **fields: object) -> str:
     """The entry of a ColourServer."""
-    square = (
-        "\ninput = { size_px = 8, crop_pct = 0.875, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }"
-    )
+    means = "mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5]"
+    square = f"input = {{ size_px = 16, crop_pct = 0.875, {means} }}"
     known = {"remote_model": "colours", "input_name": "pixels", "output_name": "means"}
     return entry(port, input_format=input_format, **{**known, **fields}) + square
 
@@ -120,7 +119,7 @@ async def test_probabilities_become_logits_with_the_same_softmax(tmp_path: Path)
 
 @pytest.mark.parametrize("typed", [False, True])
 async def test_pixels_are_cropped_here_and_sent_as_they_are(tmp_path: Path, typed: bool) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     there.typed = typed
     async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
         response = await classify(here, [photo(1), photo(2)])
@@ -131,7 +130,7 @@ async def test_pixels_are_cropped_here_and_sent_as_they_are(tmp_path: Path, type
 
 
 async def test_normalised_pixels_go_channels_first_where_asked(tmp_path: Path) -> None:
-    there = ColourServer("FP32", (-1, 3, 8, 8))
+    there = ColourServer("FP32", (-1, 3, 16, 16))
     async with (
         served(there) as port,
         teacher(tmp_path, more=colours(port, "fp32", input_layout="nchw")) as here,
@@ -141,7 +140,7 @@ async def test_normalised_pixels_go_channels_first_where_asked(tmp_path: Path) -
 
 
 async def test_views_are_made_here_where_pixels_are_sent(tmp_path: Path) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     asked = items_pb2.Augmentation(policy="flip_crop", views=3, seed=7)
     async with (
         served(there) as port,
@@ -162,7 +161,7 @@ async def test_views_are_made_here_where_pixels_are_sent(tmp_path: Path) -> None
 
 
 async def test_a_refused_batch_is_asked_one_by_one(tmp_path: Path) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     there.refuse_above = 250
     white = Image.new("RGB", (9, 9), (255, 255, 255))
     (tmp_path / "white.png").touch()
@@ -205,7 +204,7 @@ async def test_what_it_cannot_give_is_a_precondition(tmp_path: Path) -> None:
 async def test_another_model_than_the_entry_tells_is_found_before_work(
     tmp_path: Path, fields: dict[str, object], why: str
 ) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     given = {"input_format": "uint8", **fields}
     async with (
         served(there) as port,
@@ -220,14 +219,14 @@ async def test_another_model_than_the_entry_tells_is_found_before_work(
 async def test_an_answer_of_another_form_is_a_precondition(
     tmp_path: Path, values: np.ndarray
 ) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     there.answer = values
     async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
         assert isinstance(await refused(classify(here, [photo(1)])), Precondition)
 
 
 async def test_a_server_that_comes_back_only_delays(tmp_path: Path) -> None:
-    there, port = ColourServer("UINT8", (-1, 8, 8, 3)), free_port()
+    there, port = ColourServer("UINT8", (-1, 16, 16, 3)), free_port()
     async with teacher(tmp_path, more=colours(port, "uint8"), oip_retry_s=20) as here:
         asked = asyncio.create_task(classify(here, [photo(1)]))
         await asyncio.sleep(0.5)
@@ -239,7 +238,7 @@ async def test_a_server_that_comes_back_only_delays(tmp_path: Path) -> None:
 
 
 async def test_failures_keep_their_meaning(tmp_path: Path) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     limits = {"oip_retry_s": 0.0, "oip_timeout_s": 0.3, "max_queue_items": 4}
     async with (
         served(there) as port,
@@ -263,7 +262,7 @@ async def test_failures_keep_their_meaning(tmp_path: Path) -> None:
 
 
 async def test_a_new_version_changes_the_digest(tmp_path: Path) -> None:
-    there = ColourServer("UINT8", (-1, 8, 8, 3))
+    there = ColourServer("UINT8", (-1, 16, 16, 3))
     async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
         first = (await classify(here, [photo(1)])).model_digest
         there.versions = ["1", "2"]

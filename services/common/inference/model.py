@@ -70,6 +70,10 @@ class Backend(Protocol[M]):
     """A service's models. Names and versions are as callers send them; an empty version lets the
     service choose. Methods raise NotFound, InvalidInput, Precondition or Unsupported."""
 
+    def name_of(self, name: str) -> str:
+        """Return a name as lists and statistics give it, known or not."""
+        ...
+
     async def find(self, name: str, version: str, context: Context) -> M:
         """Return a model, loading it where needed."""
         ...

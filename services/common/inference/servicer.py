@@ -86,9 +86,7 @@ class InferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer, Ge
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, context: Context
     ) -> pb.ModelStatisticsResponse:
-        name = request.name
-        if name:
-            name = (await self._backend.find(name, request.version, context)).name
+        name = self._backend.name_of(request.name) if request.name else ""
         return pb.ModelStatisticsResponse(model_stats=self._statistics.of(name, request.version))
 
     async def RepositoryIndex(
