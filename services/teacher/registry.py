@@ -100,7 +100,7 @@ class Registry:
     """Loads models off the event loop, each once, and keeps them."""
 
     def __init__(self, settings: TeacherSettings, catalogue: Catalogue, blobs: BlobStore) -> None:
-        self._settings, self.catalogue, self._blobs = settings, catalogue, blobs
+        self._settings, self._catalogue, self._blobs = settings, catalogue, blobs
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         """The one thread in which every model computes."""
         self._loaded: dict[tuple[str, str], ServedModel] = {}
@@ -116,7 +116,7 @@ class Registry:
 
     def listed(self, project: str) -> Iterator[ListedModel]:
         """Yield every image classifier the project can use, none of them loaded. Blocking."""
-        for entry in self.catalogue:
+        for entry in self._catalogue:
             if isinstance(entry, ImageModel):
                 yield _listed(entry)
         for model_id in self._blobs.list_refs(project, "models"):
@@ -129,9 +129,14 @@ class Registry:
                 yield ListedModel(model_id, record.licence, record.classes, size_px, trunk)
                 continue
             trunk = str(record["backbone"])
-            under = self.catalogue.get(trunk) if trunk in self.catalogue else None
+            under = self._catalogue.get(trunk) if trunk in self._catalogue else None
             size_px = _listed(under).size_px if isinstance(under, ImageModel) else 0
             yield ListedModel(model_id, "", _names(record["classes"]), size_px, trunk)
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """What there is to load, besides the projects' own."""
+        return self._catalogue
 
     def loaded(self, project: str) -> dict[str, str]:
         """Return the digests of the project's models in memory, by id."""
@@ -147,14 +152,14 @@ class Registry:
         self.executor.shutdown(wait=True)
 
     def _in_catalogue(self, model_id: str) -> bool:
-        return model_id in self.catalogue
+        return model_id in self._catalogue
 
     async def _load(self, key: tuple[str, str]) -> None:
         project, model_id = key
         if not project:
-            if isinstance(self.catalogue.get(model_id), LanguageModel):
+            if isinstance(self._catalogue.get(model_id), LanguageModel):
                 raise _is_language(model_id)
-            entry = self.catalogue.image_model(model_id)
+            entry = self._catalogue.image_model(model_id)
             classifier = await asyncio.to_thread(self._from_catalogue, entry)
             self._loaded[key] = self._serve(classifier, entry.licence)
             return
@@ -196,7 +201,7 @@ class Registry:
             record = json.loads(data)
         except NotFound:
             # The catalogue's own error names the nearest ids.
-            self.catalogue.get(model_id)
+            self._catalogue.get(model_id)
             raise
         if isinstance(record, dict) and record.get("kind") == LANGUAGE_MODEL:
             raise _is_language(model_id)
