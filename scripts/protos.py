@@ -12,6 +12,10 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = ("protoc-gen-mypy", "protoc-gen-mypy_grpc")
+FOREIGN = {"stillhouse/inference/v2": "inference"}
+"""Protocols that are not ours: folder under `protos/` by the folder their modules are generated
+into. They keep their proto packages, but top-level Python packages of those names would meet others
+in site-packages."""
 
 
 def google_protos() -> Path:
@@ -32,6 +36,10 @@ def generate(root: Path = ROOT) -> Path:
     fresh.mkdir(parents=True)
     sources = sorted(str(path) for path in (root / "protos" / "stillhouse").rglob("*.proto"))
     includes = [root / "protos", google_protos(), resources.files("grpc_tools") / "_proto"]
+    for virtual, folder in FOREIGN.items():
+        includes.append(f"{virtual}={root / 'protos' / folder}")
+        names = sorted(path.name for path in (root / "protos" / folder).glob("*.proto"))
+        sources += [f"{virtual}/{name}" for name in names]
     arguments = ["protoc", *(f"-I{path}" for path in includes), *map(plugin, PLUGINS)]
     arguments += [f"--python_out={fresh}", f"--grpc_python_out={fresh}"]
     arguments += [f"--mypy_out=quiet:{fresh}", f"--mypy_grpc_out=quiet,only_async:{fresh}"]

@@ -11,7 +11,6 @@ An entry's ``kind`` chooses its fields, so a new kind of model is one more class
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,9 @@ from pydantic import (
     model_validator,
 )
 
-from services.common.errors import NotFound
+from services.common.catalogue_source import Source
+from services.common.errors import NotFound, Precondition
+from services.common.remote_models import RemoteFields
 
 BUILTIN = Path(__file__).with_name("catalogue.toml")
 
@@ -36,16 +37,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 EntryId = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Rgb = tuple[float, float, float]
 
-_SOURCES = {
-    "pypi": re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[A-Za-z0-9][\w.+-]*)"),
-    "npm": re.compile(r"(?P<name>(?:@[a-z0-9][\w.-]*/)?[a-z0-9][\w.-]*)@(?P<version>\d[\w.+-]*)"),
-    "hf": re.compile(
-        r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<version>[A-Za-z0-9][\w.-]*))?"
-    ),
-    "file": re.compile(r"(?P<name>[^\0]+)(?P<version>)"),
-}
 _PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-_FORMS = "pypi:NAME==VERSION!path, npm:NAME@VERSION!path, hf:OWNER/REPO@REVISION!path or file:PATH"
 
 
 class CatalogueError(ValueError):
@@ -54,38 +46,6 @@ class CatalogueError(ValueError):
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Model):
-    """Where an artefact comes from, parsed from text such as ``pypi:NAME==VERSION!member/path``."""
-
-    scheme: Literal["pypi", "npm", "hf", "file"]
-    name: str
-    """Package, hub repository, or (for ``file``) the path as written."""
-    version: str = ""
-    member: str = ""
-    """Path inside the artefact; a trailing slash means the whole folder, empty means everything."""
-
-    @classmethod
-    def parse(cls, text: str) -> Source:
-        """Read the text form. Raises ValueError saying which forms there are."""
-        scheme, _, rest = text.partition(":")
-        if scheme not in _SOURCES:
-            raise ValueError(f"source {text!r} is none of {_FORMS}")
-        rest, _, member = (rest, "", "") if scheme == "file" else rest.partition("!")
-        match = _SOURCES[scheme].fullmatch(rest)
-        if match is None:
-            raise ValueError(f"source {text!r} is none of {_FORMS}")
-        return cls.model_validate(
-            {"scheme": scheme, "member": member}
-            | {k: v or "" for k, v in match.groupdict().items()}
-        )
-
-    def __str__(self) -> str:
-        joint = {"pypi": "==", "npm": "@", "hf": "@", "file": ""}[self.scheme]
-        version = f"{joint}{self.version}" if self.version else ""
-        member = f"!{self.member}" if self.member else ""
-        return f"{self.scheme}:{self.name}{version}{member}"
 
 
 class InputSpec(_Model):
@@ -172,6 +132,26 @@ class ImageModel(_Entry):
             raise ValueError('a pickled checkpoint needs convert = "timm-by-name", or safetensors')
         if len(set(self.classes)) != len(self.classes) and self.classes != "imagenet-1k":
             raise ValueError("classes are not unique")
+        return self
+
+
+class RemoteClassifier(RemoteFields, _Entry):
+    """An image classifier in another server; its weights are not here, nor are its features."""
+
+    kind: Literal["image-classifier"]
+    loader: Literal["oip"]
+    classes: Literal["imagenet-1k"] | tuple[str, ...] = Field(min_length=1)
+    input: InputSpec | None = None
+    """Required where pixels are sent."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> RemoteClassifier:
+        if self.source is not None:
+            raise ValueError("a model of loader oip has url and remote_model, no source")
+        if len(set(self.classes)) != len(self.classes) and self.classes != "imagenet-1k":
+            raise ValueError("classes are not unique")
+        if (self.input is None) != (self.input_format == "encoded"):
+            raise ValueError("input is for input_format uint8 and fp32, and required there")
         return self
 
 
@@ -263,8 +243,9 @@ class Dataset(_Entry):
     """Names of the labellings, or of the parts of a set of texts; the first is the default."""
 
 
+_Classifier = Annotated[ImageModel | RemoteClassifier, Field(discriminator="loader")]
 Entry = Annotated[
-    ImageModel | TextEncoder | ImageTextEncoder | LanguageModel | Dataset,
+    _Classifier | TextEncoder | ImageTextEncoder | LanguageModel | Dataset,
     Field(discriminator="kind"),
 ]
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
@@ -292,8 +273,13 @@ class Catalogue:
         raise NotFound(f"{entry_id!r} is not in the model catalogue{hint}", resource=entry_id)
 
     def image_model(self, entry_id: str) -> ImageModel:
-        """As ``get``, refusing other kinds. Raises NotFound."""
+        """As ``get``, refusing other kinds. Raises NotFound, or Precondition for a remote one."""
         entry = self.get(entry_id)
+        if isinstance(entry, RemoteClassifier):
+            raise Precondition(
+                f"{entry_id} is in another server: its weights and features are not here",
+                differences={"loader": "oip"},
+            )
         if not isinstance(entry, ImageModel):
             message = f"{entry_id!r} is a {entry.kind}, not an image model"
             raise NotFound(message, resource=entry_id)
@@ -325,11 +311,15 @@ class Catalogue:
         return list(done.values())
 
 
+_TAGS = {"image-classifier", "image-backbone", "dataset", "timm", "transformers", "oip"}
+"""What pydantic puts before the name of a field of one of several kinds of entry."""
+
+
 def _describe(error: ValidationError) -> str:
     """The first few of pydantic's complaints in one line."""
     parts = []
     for item in error.errors()[:4]:
-        where = ".".join(str(x) for x in item["loc"] if x not in {"image-classifier", "dataset"})
+        where = ".".join(str(x) for x in item["loc"] if x not in _TAGS)
         parts.append(f"{where}: {item['msg']}" if where else item["msg"])
     return "; ".join(parts)
 

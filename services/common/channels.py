@@ -25,9 +25,14 @@ _log = logs.get(__name__)
 _LONGEST_HINT_S = 60.0
 
 
-def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
+def open_channel(
+    address: str,
+    *,
+    max_message_bytes: int,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> grpc.aio.Channel:
     """Open a channel to `host:port`, to the addresses of a name (`dns:///name:port`), or to several
-    addresses (`10.0.0.1:7101,10.0.0.2:7101`).
+    addresses (`10.0.0.1:7101,10.0.0.2:7101`). Without credentials it is not encrypted.
 
     Several share the calls in turn. An instance gets calls from the moment that it says it is
     ready, and none once it says that it is not; one that is away is tried again every two seconds.
@@ -35,18 +40,18 @@ def open_channel(address: str, *, max_message_bytes: int) -> grpc.aio.Channel:
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if is_several(address):
         config["healthCheckConfig"] = {"serviceName": ""}
-    return grpc.aio.insecure_channel(
-        target(address),
-        options=[
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.dns_min_time_between_resolutions_ms", _RESOLVE_MS),
-            ("grpc.service_config", json.dumps(config)),
-        ],
-    )
+    options = [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", _RESOLVE_MS),
+        ("grpc.service_config", json.dumps(config)),
+    ]
+    if credentials is not None:
+        return grpc.aio.secure_channel(target(address), credentials, options=options)
+    return grpc.aio.insecure_channel(target(address), options=options)
 
 
 def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:

@@ -13,6 +13,15 @@ Doubles = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
+def probabilities_of(logits: npt.NDArray[np.floating], *, multi_label: bool) -> Doubles:
+    """Softmax of logits [n, K], of several labels the sigmoid of each; float64."""
+    wide = logits.astype(np.float64)
+    if multi_label:
+        return np.asarray(np.exp(-np.logaddexp(0.0, -wide)), np.float64)
+    shifted = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float64)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Logits [n, K] float64 of n items with labels [n, K] bool."""
@@ -49,12 +58,10 @@ class Predictions:
     def confidences(self) -> tuple[Doubles, Doubles]:
         """How sure each decision is, and whether it is right: [n, 1], of several labels [n, K]
         the probability of each and whether the item has it."""
+        sure = probabilities_of(self.logits, multi_label=self.multi_label)
         if self.multi_label:
-            tail = np.exp(-np.logaddexp(0.0, -self.logits))
-            return np.asarray(tail, np.float64), self.hot.astype(np.float64)
-        shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True))
-        sure = (shifted / shifted.sum(axis=1, keepdims=True)).max(axis=1)
-        return sure[:, None], self.correct[:, None]
+            return sure, self.hot.astype(np.float64)
+        return sure.max(axis=1)[:, None], self.correct[:, None]
 
 
 def calibration_gaps(sure: Doubles, right: Doubles) -> Doubles:

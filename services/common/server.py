@@ -52,7 +52,8 @@ class App:
     `register` adds servicers to the server and returns their full names; `start` loads models
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
-    opened. `bound` is told the host and port before `start`.
+    opened. `bound` is told the host and port before `start`. `ready` is set while the service takes
+    work.
     """
 
     service: str
@@ -133,11 +134,12 @@ async def run(app: App) -> None:
         [worker, asyncio.create_task(stopping.wait())], return_when=asyncio.FIRST_COMPLETED
     )
     failed = worker.done()
+    worker.cancel()  # no canary may call a service ready that drains
+    app.ready.clear()
     await checks.enter_graceful_shutdown()
     _log.info("draining", drain_s=app.settings.drain_s)
     await app.drain()
     await server.stop(app.settings.drain_s)
-    worker.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await worker
     await app.stop()
@@ -187,5 +189,6 @@ async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
                 _log.info("no room for the canary")
             else:
                 _log.warning("canary failed", exc_info=error)
+                app.ready.clear()
                 await _set_health(checks, names, serving=False)
         await asyncio.sleep(app.settings.canary_s)

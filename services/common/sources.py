@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.common.catalogue import Entry, Source
+from services.common.catalogue import Entry
+from services.common.catalogue_source import Source
 from services.common.errors import Precondition
 from services.common.weights import file_sha256
 

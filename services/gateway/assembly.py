@@ -12,9 +12,12 @@ from stillhouse.gateway.v1 import (
     models_pb2_grpc,
     students_pb2_grpc,
 )
+from stillhouse.inference.v2 import open_inference_pb2_grpc
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
+from services.common.inference.images import image_limits
+from services.common.inference.servicer import SERVICE as INFERENCE
 from services.common.sandbox import sandbox_or_reason
 from services.gateway.blob_servicer import BlobServicer
 from services.gateway.cache import EmbeddingCache
@@ -23,6 +26,7 @@ from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
 from services.gateway.http.edge import Edge
 from services.gateway.image_embeddings import ImageEmbeddings
+from services.gateway.inference import GatewayInference
 from services.gateway.jobs.classifier import classifier_job
 from services.gateway.jobs.concept import concept_job
 from services.gateway.jobs.engine import Engine, Story
@@ -38,6 +42,7 @@ from services.gateway.models_servicer import ModelServicer
 from services.gateway.peers import Peers
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
+from services.gateway.student_inference import StudentInference
 from services.gateway.students_servicer import StudentsServicer
 
 _PACKAGE = "stillhouse.gateway.v1"
@@ -87,6 +92,8 @@ class Gateway:
         self.datasets = DatasetServicer(self.store, reading, self.runner)
         self.jobs = DistillationServicer(tools, self.engine)
         self.edge = Edge(settings)
+        self.ready = asyncio.Event()
+        """Set while the gateway takes work."""
 
     def register(self, server: grpc.aio.Server) -> Sequence[str]:
         """Add all servicers and return their names."""
@@ -113,8 +120,11 @@ class Gateway:
             server,
         )
         students_pb2_grpc.add_BlobServiceServicer_to_server(BlobServicer(self.blobs), server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            self._inference(), server
+        )
         names = ("Dataset", "Distillation", "Model", "Students", "Blob")
-        return [f"{_PACKAGE}.{name}Service" for name in names]
+        return [*(f"{_PACKAGE}.{name}Service" for name in names), INFERENCE]
 
     async def start(self) -> None:
         """Take up what an earlier process left, and run jobs."""
@@ -141,6 +151,11 @@ class Gateway:
         await self.cache.close()
         await self.peers.close()
         self.store.close()
+
+    def _inference(self) -> GatewayInference:
+        limits = image_limits(self.settings)
+        students = StudentInference(self.store, self.blobs, self.peers, self.catalogue, limits)
+        return GatewayInference(students, self.peers, self.ready.is_set)
 
     async def _recover(self, dead: list[str]) -> None:
         """Take over what gateways that are dead were doing."""

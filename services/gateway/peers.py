@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 from stillhouse.concepts.v1 import concepts_pb2_grpc
+from stillhouse.inference.v2 import open_inference_pb2_grpc
 from stillhouse.student.v1 import student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2_grpc
 
@@ -34,6 +35,8 @@ class Peers:
     teacher: teacher_pb2_grpc.TeacherServiceStub
     concepts: concepts_pb2_grpc.ConceptsServiceStub
     student: student_pb2_grpc.StudentServiceStub
+    inference: open_inference_pb2_grpc.GRPCInferenceServiceStub
+    """The teacher's models in the Open Inference Protocol."""
     channels: tuple[grpc.aio.Channel, ...]
     timeout_s: float
     shard_timeout_s: float
@@ -57,6 +60,7 @@ class Peers:
             teacher=teacher_pb2_grpc.TeacherServiceStub(teacher),
             concepts=concepts_pb2_grpc.ConceptsServiceStub(concepts),
             student=student_pb2_grpc.StudentServiceStub(student),
+            inference=open_inference_pb2_grpc.GRPCInferenceServiceStub(teacher),
             channels=(teacher, concepts, student),
             timeout_s=settings.peer_timeout_s,
             shard_timeout_s=settings.shard_timeout_s,

@@ -73,15 +73,8 @@ class StudentCalls:
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
     ) -> list[student_pb2.PredictResult]:
         """Return one result per item, in order."""
-        found = await self._regions(student, items)
-        answered: list[student_pb2.PredictResult] = []
-        for part in await self._student_parts(_inputs(items, found, student.file)):
-            request = student_pb2.PredictRequest(
-                project=student.project, student=student.ref, items=part
-            )
-            method = self._peers.student.Predict
-            answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
-        left = iter(answered)
+        found = await self.regions(student, items)
+        left = iter(await self.ask_predict(student, items, found))
         results = []
         for item, one in zip(items, found, strict=True):
             failed = isinstance(one, status_pb2.Status)
@@ -95,9 +88,37 @@ class StudentCalls:
     ) -> list[pb.ImageExplanation]:
         """Return one explanation per item, in order, with the boxes of its regions."""
         found, frames = await asyncio.gather(
-            self._regions(student, items),
+            self.regions(student, items),
             asyncio.gather(*(self._frame(student, item) for item in items)),
         )
+        left = iter(await self.ask_explain(student, items, found, label, top))
+        return [
+            _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
+            for item, one, frame in zip(items, found, frames, strict=True)
+        ]
+
+    async def ask_predict(
+        self, student: Serving, items: Sequence[items_pb2.ImageInput], found: Sequence[Outcome]
+    ) -> list[student_pb2.PredictResult]:
+        """Return the results of the items that have regions, in order."""
+        answered: list[student_pb2.PredictResult] = []
+        for part in await self._student_parts(_inputs(items, found, student.file)):
+            request = student_pb2.PredictRequest(
+                project=student.project, student=student.ref, items=part
+            )
+            method = self._peers.student.Predict
+            answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
+        return answered
+
+    async def ask_explain(
+        self,
+        student: Serving,
+        items: Sequence[items_pb2.ImageInput],
+        found: Sequence[Outcome],
+        label: str,
+        top: int,
+    ) -> list[student_pb2.ExplainResult]:
+        """Return the results of the items that have regions, in order."""
         answered: list[student_pb2.ExplainResult] = []
         for part in await self._student_parts(_inputs(items, found, student.file)):
             request = student_pb2.ExplainRequest(
@@ -105,17 +126,14 @@ class StudentCalls:
             )
             method = self._peers.student.Explain
             answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
-        left = iter(answered)
-        return [
-            _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
-            for item, one, frame in zip(items, found, frames, strict=True)
-        ]
+        return answered
 
-    async def _regions(
+    async def regions(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
     ) -> list[Outcome]:
         """Regions of every item, or why there are none. What a job has embedded is not embedded
-        again; what is embedded here is not kept, since no job may depend on our batches."""
+        again; what is embedded here is not kept, since no job may depend on our batches. Raises
+        Precondition where the encoder is not the student's."""
         known = await self._known(student, items)
         missing = [item for item, one in zip(items, known, strict=True) if one is None]
         fresh: list[Outcome] = []

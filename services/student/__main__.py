@@ -22,18 +22,23 @@ def main() -> None:
 
 def build(settings: StudentSettings) -> server.App:
     """Return the service; torch is imported here, after logging is set up."""
+    from stillhouse.inference.v2 import open_inference_pb2_grpc
     from stillhouse.student.v1 import student_pb2_grpc
 
     from services.common.blobs import BlobStore
+    from services.common.inference.servicer import SERVICE, InferenceServicer
     from services.student.servicer import StudentServicer
     from services.torch_common.threads import set_threads
 
     set_threads(settings.threads)
     servicer = StudentServicer(settings, BlobStore(settings.blob_url))
+    ready = asyncio.Event()
+    inference = InferenceServicer("student", servicer.inference, ready.is_set)
 
     def register(grpc_server: grpc.aio.Server) -> Sequence[str]:
         student_pb2_grpc.add_StudentServiceServicer_to_server(servicer, grpc_server)
-        return ["stillhouse.student.v1.StudentService"]
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, grpc_server)
+        return ["stillhouse.student.v1.StudentService", SERVICE]
 
     return server.App(
         service="student",
@@ -42,6 +47,7 @@ def build(settings: StudentSettings) -> server.App:
         start=servicer.canary,
         canary=servicer.canary,
         stop=servicer.close,
+        ready=ready,
     )
 
 

@@ -39,17 +39,31 @@ def explain(
     return [_explain(student, item, chosen, top or DEFAULT_TOP) for item in items]
 
 
-def _predict(student: Student, item: student_pb2.RegionInput) -> student_pb2.PredictResult:
-    try:
-        logits = student.logits(_presence(student, item).values)
-    except StillhouseError as error:
-        return student_pb2.PredictResult(item_id=_item_id(item), error=error.to_status())
-    prediction = student_pb2.Prediction(
+def prediction(student: Student, values: Array) -> student_pb2.Prediction:
+    """The prediction of one item's presence [M] float32."""
+    logits = student.logits(values[None])
+    return student_pb2.Prediction(
         label=student.classes[int(logits[0].argmax())],
         logits=to_message(logits[0].astype(np.float32)),
         probabilities=to_message(probabilities(logits, student.loss)[0].astype(np.float32)),
     )
-    return student_pb2.PredictResult(item_id=item.item_id, prediction=prediction)
+
+
+def explanation(
+    student: Student, found: Presence, chosen: int | None, top: int
+) -> student_pb2.Explanation:
+    """Why class `chosen`, or the predicted one, has its logit for one item's presence."""
+    row = int(student.logits(found.values)[0].argmax()) if chosen is None else chosen
+    parts = student.weight[row].astype(np.float64) * student.standardise(found.values)[0]
+    return _explanation(student, row, parts, found, top)
+
+
+def _predict(student: Student, item: student_pb2.RegionInput) -> student_pb2.PredictResult:
+    try:
+        found = prediction(student, _presence(student, item).values[0])
+    except StillhouseError as error:
+        return student_pb2.PredictResult(item_id=_item_id(item), error=error.to_status())
+    return student_pb2.PredictResult(item_id=item.item_id, prediction=found)
 
 
 def _explain(
@@ -60,10 +74,8 @@ def _explain(
     except StillhouseError as error:
         status: status_pb2.Status = error.to_status()
         return student_pb2.ExplainResult(item_id=_item_id(item), error=status)
-    row = int(student.logits(found.values)[0].argmax()) if chosen is None else chosen
-    parts = student.weight[row].astype(np.float64) * student.standardise(found.values)[0]
-    explanation = _explanation(student, row, parts, found, top)
-    return student_pb2.ExplainResult(item_id=item.item_id, explanation=explanation)
+    made = explanation(student, found, chosen, top)
+    return student_pb2.ExplainResult(item_id=item.item_id, explanation=made)
 
 
 def _explanation(

@@ -52,6 +52,11 @@ class Recent(Generic[V]):
                     self._values.popitem(last=False)
             return value
 
+    def known(self) -> list[Hashable]:
+        """Return the keys of what is in memory, the one used last at the end."""
+        with self._lock:
+            return list(self._values)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -90,6 +95,15 @@ class Library:
         """Read a student. Raises NotFound, InvalidInput."""
         key = (project, ref.weights_digest, ref.card_digest)
         return self._students.get(key, lambda: read_student(self._blobs, project, ref))
+
+    def students_of(self, project: str) -> list[student_pb2.StudentRef]:
+        """Return the project's students in memory."""
+        keys = [key for key in self._students.known() if isinstance(key, tuple)]
+        return [
+            student_pb2.StudentRef(weights_digest=weights, card_digest=card)
+            for owner, weights, card in keys
+            if owner == project
+        ]
 
     def table(self, project: str, student: Student) -> Table:
         """The data a student and all its tuned descendants share. Raises NotFound, InvalidInput,

@@ -17,6 +17,7 @@ from services.common.interceptors import Context
 from services.common.names import check_id, parse
 from services.student import explain, export
 from services.student.classifier.options import check_classifier
+from services.student.inference import StudentInference
 from services.student.inspection import inspect
 from services.student.language.requests import check_language
 from services.student.library import Library
@@ -42,6 +43,8 @@ class StudentServicer(student_pb2_grpc.StudentServiceServicer):
         self._tuning = TuningService(blobs, self._library, settings.max_edits)
         self._online = ThreadPoolExecutor(2, thread_name_prefix="online")
         self._solver = ThreadPoolExecutor(1, thread_name_prefix="solver")
+        self.inference = StudentInference(self._library, self._online, settings.max_batch_items)
+        """The same students in the Open Inference Protocol."""
         self._address = settings.owner_address or (
             f"{settings.host}:{settings.port}" if settings.port else ""
         )

@@ -22,10 +22,14 @@ def main() -> None:
 
 def build(settings: TeacherSettings) -> server.App:
     """Return the service; torch is imported here, after logging is set up."""
+    from stillhouse.inference.v2 import open_inference_pb2_grpc
     from stillhouse.teacher.v1 import teacher_pb2_grpc
 
     from services.common.blobs import BlobStore
     from services.common.catalogue import load_catalogue
+    from services.common.inference.images import image_limits
+    from services.common.inference.servicer import SERVICE, InferenceServicer
+    from services.teacher.inference import TeacherInference
     from services.teacher.language.calls import LanguageCalls
     from services.teacher.registry import Registry
     from services.teacher.servicer import TeacherServicer
@@ -39,10 +43,14 @@ def build(settings: TeacherSettings) -> server.App:
     source = ModelSource(catalogue, blobs, settings.cache_dir)
     language = LanguageCalls(settings, source, registry.device, blobs)
     servicer = TeacherServicer(settings, registry, blobs, language)
+    ready = asyncio.Event()
+    models = TeacherInference(servicer, image_limits(settings))
+    inference = InferenceServicer("teacher", models, ready.is_set)
 
     def register(grpc_server: grpc.aio.Server) -> Sequence[str]:
         teacher_pb2_grpc.add_TeacherServiceServicer_to_server(servicer, grpc_server)
-        return ["stillhouse.teacher.v1.TeacherService"]
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, grpc_server)
+        return ["stillhouse.teacher.v1.TeacherService", SERVICE]
 
     return server.App(
         service="teacher",
@@ -52,6 +60,7 @@ def build(settings: TeacherSettings) -> server.App:
         canary=servicer.canary,
         stop=servicer.close,
         device=settings.device,
+        ready=ready,
     )
 
 

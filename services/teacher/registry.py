@@ -135,6 +135,11 @@ class Registry:
             size_px = _listed(under).size_px if isinstance(under, ImageModel) else 0
             yield ListedModel(model_id, "", _names(record["classes"]), size_px, trunk)
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """What there is to load, besides the projects' own."""
+        return self._catalogue
+
     async def close(self) -> None:
         """Stop every queue."""
         await self._residents.close()

@@ -30,6 +30,7 @@ from services.common.tensors import to_message
 from services.teacher.language.calls import LanguageCalls
 from services.teacher.memory_rpcs import MemoryRpcs
 from services.teacher.registry import Registry
+from services.teacher.remote.calls import RemoteCalls
 from services.teacher.served import Row, ServedModel
 from services.teacher.settings import TeacherSettings
 from services.teacher.views import ViewCalls
@@ -60,6 +61,7 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
         self._limits = images.Limits(settings.max_image_bytes, settings.max_image_pixels)
         self._decoders = FairPool(settings.decode_threads, settings.weights, name="decode")
         self._views = ViewCalls(settings, blobs, self._decoders)
+        self._remote = RemoteCalls(settings, registry.catalogue, blobs, self._decoders)
 
     async def ListModels(
         self, request: teacher_pb2.ListModelsRequest, context: Context
@@ -76,6 +78,9 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
         if await asyncio.to_thread(self._language.knows, project, model_id):
             described = await self._language.describe(project, model_id)
             return teacher_pb2.GetModelResponse(model=described)
+        if self._remote.knows(model_id):
+            described = await self._remote.describe(project, model_id, context)
+            return teacher_pb2.GetModelResponse(model=described)
         served = await self._registry.get(project, model_id)
         return teacher_pb2.GetModelResponse(model=_describe(project, served))
 
@@ -84,6 +89,8 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
     ) -> teacher_pb2.ClassifyResponse:
         check_batch(request.items, limit=self._settings.max_batch_items)
         project, model_id = parse(request.model, "models", field="model")
+        if self._remote.knows(model_id):
+            return await self._remote.classify(request, project, model_id, context)
         left_s = time_left_s(context)
         async with self._registry.use(project, model_id) as served:
             if request.HasField("augmentation"):
@@ -155,7 +162,13 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
             )
             for one in self._registry.listed(project)
         ]
-        return sorted([*images, *self._language.listed(project)], key=lambda model: model.name)
+        others = [*self._remote.listed(project), *self._language.listed(project)]
+        return sorted([*images, *others], key=lambda model: model.name)
+
+    def loaded(self, project: str) -> dict[str, str]:
+        """Return the digests, by id, of the project's image classifiers that answer at once: those
+        in memory, and those whose servers have been reached."""
+        return {**self._registry.loaded(project), **self._remote.reached()}
 
     async def _prepare(
         self, item: items_pb2.ImageInput, flow: Flow, served: ServedModel
@@ -181,6 +194,9 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
         if await asyncio.to_thread(self._language.knows, "default", self._settings.preload):
             await self._language.canary(self._settings.preload)
             return
+        if self._remote.knows(self._settings.preload):
+            await self._remote.canary(self._settings.preload)
+            return
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), (90, 120, 30)).save(buffer, "PNG")
         async with self._registry.use("default", self._settings.preload) as served:
@@ -191,6 +207,7 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
     async def close(self) -> None:
         """Stop the queues and the decoders."""
         await self._language.close()
+        await self._remote.close()
         await self._registry.close()
         self._decoders.close()
 

@@ -51,6 +51,12 @@ class TeacherSettings(ModelSettings):
     """Longest silence of an OpenAI-compatible server."""
     openai_concurrency: int = Field(16, ge=1)
     """Requests that an OpenAI-compatible server gets at once."""
+    oip_timeout_s: float = Field(60.0, gt=0)
+    """Longest answer of a server of the Open Inference Protocol, tries included."""
+    oip_retry_s: float = Field(5.0, ge=0)
+    """How long such a server is asked again while it is away; jobs go on asking by themselves."""
+    oip_concurrency: int = Field(8, ge=1)
+    """Requests that such a server gets at once."""
 
     @property
     def pass_tokens_in_force(self) -> int:

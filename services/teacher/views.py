@@ -57,8 +57,11 @@ class ViewCalls:
     ) -> teacher_pb2.ClassifyResponse:
         """Answer for all views of every item. Raises InvalidInput, and Overloaded where there is no
         room or `left_s` seconds are too few; a broken image fails itself."""
-        augmentation = _checked(request)
-        self._check_size(request, served, augmentation)
+        augmentation = checked_augmentation(request)
+        classifier = served.classifier
+        check_outputs_fit(
+            request, len(classifier.classes), classifier.feature_dim, augmentation, self._max_bytes
+        )
         response = teacher_pb2.ClassifyResponse(model_digest=served.classifier.digest)
         flow = Flow(project, shard=True)
         # Room for one group at a time is held until the end: a call is refused before it starts.
@@ -100,24 +103,6 @@ class ViewCalls:
             response.timings.preprocess_ms += one.preprocess_ms
         _add_timings(response.timings, rows)
 
-    def _check_size(
-        self, request: teacher_pb2.ClassifyRequest, served: ServedModel, augmentation: Augmentation
-    ) -> None:
-        """Refuse what the answer to would be too large to be sent."""
-        classifier = served.classifier
-        sizes = {
-            teacher_pb2.CLASSIFY_OUTPUT_LOGITS: 4 * len(classifier.classes),
-            teacher_pb2.CLASSIFY_OUTPUT_FEATURES: 2 * classifier.feature_dim,
-        }
-        wanted = sum(sizes.get(output, 0) for output in _outputs(request))
-        size = wanted * augmentation.views * len(request.items)
-        if size > 0.9 * self._max_bytes:  # the rest is for names and frames
-            raise InvalidInput(
-                f"augmentation.views: {augmentation.views} views of {len(request.items)} images "
-                f"make {size >> 20} MiB of outputs; ask for fewer of either",
-                field="augmentation.views",
-            )
-
     def _views(
         self, data: bytes, digest: str, served: ServedModel, augmentation: Augmentation
     ) -> _Views:
@@ -132,7 +117,30 @@ class ViewCalls:
         return _Views(squares, (time.perf_counter() - started_s) * 1000)
 
 
-def _checked(request: teacher_pb2.ClassifyRequest) -> Augmentation:
+def check_outputs_fit(
+    request: teacher_pb2.ClassifyRequest,
+    classes: int,
+    feature_dim: int,
+    augmentation: Augmentation,
+    max_bytes: int,
+) -> None:
+    """Raise InvalidInput for views the answer to which would be too large to be sent."""
+    sizes = {
+        teacher_pb2.CLASSIFY_OUTPUT_LOGITS: 4 * classes,
+        teacher_pb2.CLASSIFY_OUTPUT_FEATURES: 2 * feature_dim,
+    }
+    wanted = sum(sizes.get(output, 0) for output in _outputs(request))
+    size = wanted * augmentation.views * len(request.items)
+    if size > 0.9 * max_bytes:  # the rest is for names and frames
+        raise InvalidInput(
+            f"augmentation.views: {augmentation.views} views of {len(request.items)} images "
+            f"make {size >> 20} MiB of outputs; ask for fewer of either",
+            field="augmentation.views",
+        )
+
+
+def checked_augmentation(request: teacher_pb2.ClassifyRequest) -> Augmentation:
+    """Return the augmentation of a call. Raises InvalidInput where the call cannot have one."""
     if request.execution != items_pb2.EXECUTION_SHARD:
         raise InvalidInput("augmentation: needs EXECUTION_SHARD", field="execution")
     if request.cross_fitted:

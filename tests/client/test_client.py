@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator
 from io import BytesIO
@@ -27,6 +29,16 @@ from stillhouse_client.errors import (
 
 from tests.client.fake_gateway import BATCH, World
 from tests.support import photo
+
+
+def test_it_can_share_a_process_with_other_clients_of_inference_servers() -> None:
+    code = (
+        "import stillhouse_client, stillhouse_client.cli\n"
+        "from google.protobuf.descriptor_pool import Default\n"
+        "Default().FindMessageTypeByName('inference.ServerLiveRequest')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "KeyError" in done.stderr  # two definitions of a message end a process
 
 
 async def test_calls_are_repeated_while_the_server_is_away(gateway: World) -> None:

@@ -9,10 +9,11 @@ from services.common.catalogue import (
     Dataset,
     ImageModel,
     ImageTextEncoder,
-    Source,
+    RemoteClassifier,
     load_catalogue,
 )
-from services.common.errors import NotFound
+from services.common.catalogue_source import Source
+from services.common.errors import NotFound, Precondition
 
 USER = """
 [entries.my-birds]
@@ -21,6 +22,21 @@ loader = "timm"
 licence = "mine"
 architecture = "resnet18"
 source = "file:birds/model.safetensors"
+classes = ["owl", "wren"]
+input = { size_px = 64 }
+"""
+
+
+REMOTE = """
+[entries.far-birds]
+kind = "image-classifier"
+loader = "oip"
+licence = "mine"
+url = "grpc://triton:8001"
+remote_model = "birds"
+input_name = "image"
+input_format = "uint8"
+output_name = "logits"
 classes = ["owl", "wren"]
 input = { size_px = 64 }
 """
@@ -115,6 +131,36 @@ def test_a_mistake_is_named_with_its_file(
         load_catalogue([path])
     assert str(path) in str(caught.value)
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("grpc://triton:8001", "http://triton:8001"), "url must be grpc://HOST:PORT"),
+        (("grpc://triton:8001", "grpc://triton"), "url must be grpc://HOST:PORT"),
+        (('input_format = "uint8"', 'input_format = "uint16"'), "input_format"),
+        (("input = { size_px = 64 }", ""), "required there"),
+        (('input_format = "uint8"', ""), "required there"),
+        (('classes = ["owl", "wren"]', ""), "classes"),
+        (('classes = ["owl", "wren"]', 'classes = ["owl", "owl"]'), "not unique"),
+        (('licence = "mine"', 'licence = "mine"\nsource = "file:birds"'), "no source"),
+        (('loader = "oip"', 'loader = "nobody"'), "loader"),
+    ],
+)
+def test_a_mistake_in_a_remote_entry_is_named(
+    tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
+    with pytest.raises(CatalogueError, match=complaint):
+        load_catalogue([written(tmp_path, REMOTE.replace(*change))])
+
+
+def test_a_remote_classifier_has_no_weights_here(tmp_path: Path) -> None:
+    catalogue = load_catalogue([written(tmp_path, REMOTE)])
+    far = catalogue.get("far-birds")
+    assert isinstance(far, RemoteClassifier)
+    assert (far.target, far.is_encrypted) == ("triton:8001", False)
+    with pytest.raises(Precondition, match="another server"):
+        catalogue.image_model("far-birds")
 
 
 def test_missing_part_is_named(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ class Suite:
     database_url: str = ""
     threads: int = 0
     """Threads of a forward pass and of training; 0 leaves it to the services."""
+    more: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Further settings by service."""
     ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in SERVICES})
     running: dict[str, Service] = field(default_factory=dict)
     redis_process: subprocess.Popen[bytes] | None = None
@@ -52,6 +54,7 @@ class Suite:
 
     def environment(self, name: str) -> dict[str, str]:
         threads = {f"{name.upper()}_THREADS": str(self.threads)} if self.threads else {}
+        threads |= self.more.get(name, {})
         if name == "student":
             return threads | {
                 "STUDENT_RUNS_DIR": str(self.folder / "runs"),
@@ -266,10 +269,11 @@ def suite(
     database_url: str = "",
     threads: int = 0,
     services: tuple[str, ...] = SERVICES,
+    more: dict[str, dict[str, str]] | None = None,
 ) -> Iterator[Suite]:
     """Run a suite in `folder` until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    running = Suite(folder, database_url, threads)
+    running = Suite(folder, database_url, threads, more or {})
     try:
         running.start_redis()
         for name in services:

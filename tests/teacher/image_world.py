@@ -29,8 +29,9 @@ SIZE_PX = 32
 CLASSES = ("red", "green", "blue")
 
 
-def make_catalogue(folder: Path) -> Path:
-    """A random test_resnet of three classes as a catalogue entry."""
+def make_catalogue(folder: Path, more: str = "") -> Path:
+    """A random test_resnet of three classes as a catalogue entry, and `more` entries as text."""
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     save_file(build_timm("test_resnet", len(CLASSES)).state_dict(), folder / "tiny.safetensors")
     path = folder / "catalogue.toml"
@@ -38,23 +39,27 @@ def make_catalogue(folder: Path) -> Path:
         f'[entries.{MODEL}]\nkind = "image-classifier"\nloader = "timm"\nlicence = "CC0-1.0"\n'
         f'architecture = "test_resnet"\nsource = "file:{folder / "tiny.safetensors"}"\n'
         f"classes = {list(CLASSES)}\n"
-        f"input = {{ size_px = {SIZE_PX}, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }}\n"
+        f"input = {{ size_px = {SIZE_PX}, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }}\n{more}"
     )
     return path
 
 
 @contextlib.asynccontextmanager
 async def teacher(
-    folder: Path, *, more: Callable[[Path], Path] | None = None, **settings: Any
+    folder: Path,
+    *,
+    more: str = "",
+    also: Callable[[Path], Path] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[TeacherServicer]:
-    """The servicer, closed at the end; blobs are in `folder`/blobs. `more` writes a further
-    catalogue into the folder."""
+    """The servicer, closed at the end; blobs are in `folder`/blobs, `more` in its catalogue. `also`
+    writes a further catalogue into the folder."""
     made = TeacherSettings(
         blob_url=str(folder / "blobs"),
         cache_dir=folder / "cache",
         **{"preload": MODEL, "shard_batch": 4, "threads": 1, **settings},
     )
-    paths = [make_catalogue(folder), *([more(folder)] if more else [])]
+    paths = [make_catalogue(folder, more), *([also(folder)] if also else [])]
     blobs, catalogue = BlobStore(made.blob_url), load_catalogue(paths)
     registry = Registry(made, catalogue, blobs)
     source = ModelSource(catalogue, blobs, made.cache_dir)

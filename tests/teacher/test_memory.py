@@ -57,7 +57,7 @@ async def names(servicer: TeacherServicer) -> list[str]:
 
 
 async def test_models_are_loaded_listed_and_put_away(tmp_path: Path) -> None:
-    async with teacher(tmp_path, more=with_second, preload="other") as servicer:
+    async with teacher(tmp_path, also=with_second, preload="other") as servicer:
         loaded = (await servicer.LoadModel(pb.LoadModelRequest(name=NAME), None)).model
         assert (loaded.name, loaded.pinned, loaded.calls) == (NAME, False, 0)
         assert loaded.size_bytes > 10_000
@@ -76,7 +76,7 @@ async def test_models_are_loaded_listed_and_put_away(tmp_path: Path) -> None:
 
 
 async def test_the_preloaded_model_stays(tmp_path: Path) -> None:
-    async with teacher(tmp_path, more=with_second, max_models_bytes=1) as servicer:
+    async with teacher(tmp_path, also=with_second, max_models_bytes=1) as servicer:
         await servicer.canary()
         with pytest.raises(Precondition, match="stays"):
             await servicer.UnloadModel(pb.UnloadModelRequest(name=NAME), None)
@@ -86,7 +86,7 @@ async def test_the_preloaded_model_stays(tmp_path: Path) -> None:
 
 
 async def test_a_head_keeps_its_trunk_and_leaves_with_it(tmp_path: Path) -> None:
-    async with teacher(tmp_path, more=with_second, preload="other") as servicer:
+    async with teacher(tmp_path, also=with_second, preload="other") as servicer:
         await put_head(servicer, tmp_path, MODEL)
         await servicer.Classify(asked(HEAD), None)
         trunk, head = servicer._registry.loaded_models()[::-1]
@@ -100,10 +100,10 @@ async def test_a_head_keeps_its_trunk_and_leaves_with_it(tmp_path: Path) -> None
 
 
 async def test_a_model_makes_room_but_not_while_it_answers(tmp_path: Path) -> None:
-    async with teacher(tmp_path, more=with_second, preload="other") as servicer:
+    async with teacher(tmp_path, also=with_second, preload="other") as servicer:
         size = (await servicer.LoadModel(pb.LoadModelRequest(name=NAME), None)).model.size_bytes
     async with teacher(
-        tmp_path, more=with_second, preload="other", max_models_bytes=size + size // 2
+        tmp_path, also=with_second, preload="other", max_models_bytes=size + size // 2
     ) as servicer:
         await servicer.Classify(asked(NAME), None)
         await servicer.Classify(asked(SECOND), None)

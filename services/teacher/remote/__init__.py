@@ -1,0 +1,1 @@
+"""Image classifiers that answer in other servers, by the Open Inference Protocol."""
