@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common import metrics
+from services.common import callers, metrics
+from services.common.accounting import Share, Ticket, note_batch
 from services.common.errors import Overloaded, PeerUnavailable
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class _Entry(Generic[T, R]):
     items: list[T]
     future: asyncio.Future[list[Served[R]]]
     queued_s: float
+    ticket: Ticket = field(default_factory=Ticket)
 
 
 class Batcher(Generic[T, R]):
@@ -80,6 +82,7 @@ class Batcher(Generic[T, R]):
         if self._closed:
             raise PeerUnavailable("the service is shutting down")
         if self._waiting + len(items) > self.max_queue and self._waiting:
+            metrics.refuse(self._name, len(items), reason=Overloaded.reason)
             raise Overloaded(
                 f"{self._waiting} items wait for {self._name}; the limit is {self.max_queue}"
             )
@@ -89,7 +92,9 @@ class Batcher(Generic[T, R]):
             self._enqueue(lane, list(items[at : at + size])) for at in range(0, len(items), size)
         ]
         if self._task is None:
-            self._task = asyncio.create_task(self._loop(), name=f"batcher {self._name}")
+            self._task = asyncio.create_task(
+                self._loop(), name=f"batcher {self._name}", context=callers.detached()
+            )
         self._wake.set()
         try:
             served = await asyncio.gather(*(entry.future for entry in entries))
@@ -179,13 +184,12 @@ class Batcher(Generic[T, R]):
     def _deliver(
         self, entries: list[_Entry[T, R]], results: list[R], started_s: float, compute_s: float
     ) -> None:
-        metrics.BATCH_ITEMS.labels(self._name).observe(len(results))
-        metrics.COMPUTE_SECONDS.labels(self._name).observe(compute_s)
+        shares = [Share(entry.ticket, len(entry.items), len(entry.items)) for entry in entries]
+        note_batch(self._name, shares, started_s=started_s, compute_s=compute_s)
         at = 0
         for entry in entries:
             mine, at = results[at : at + len(entry.items)], at + len(entry.items)
             queue_s = started_s - entry.queued_s
-            metrics.QUEUE_SECONDS.labels(self._name).observe(queue_s)
             if not entry.future.done():
                 entry.future.set_result(
                     [Served(one, queue_s * 1000, compute_s * 1000, len(results)) for one in mine]

@@ -21,16 +21,21 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
-from services.common import logs, metrics
+from services.common import logs, metrics, stats, tracing
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import ServiceSettings
 
 _log = logs.get(__name__)
 Hook = Callable[[], Awaitable[None]]
+Peers = Callable[[], Awaitable[Sequence[info_pb2.InstanceStats]]]
 
 
 async def _nothing() -> None:
     return None
+
+
+async def _nobody() -> Sequence[info_pb2.InstanceStats]:
+    return ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class App:
     `register` adds servicers to the server and returns their full names; `start` loads models
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
-    opened. `bound` is told the host and port before `start`.
+    opened. `bound` is told the host and port before `start`. `peers` asks the services behind this
+    one for their figures.
     """
 
     service: str
@@ -51,12 +57,13 @@ class App:
     drain: Hook = _nothing
     stop: Hook = _nothing
     bound: Callable[[str, int], None] = lambda host, port: None
+    peers: Peers = _nobody
     device: str = "cpu"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class InfoServicer(info_pb2_grpc.InfoServiceServicer):
-    """Answers InfoService.GetInfo from the settings."""
+    """Answers InfoService: the settings, and the figures of the metrics."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -67,7 +74,7 @@ class InfoServicer(info_pb2_grpc.InfoServiceServicer):
         settings = self._app.settings
         return info_pb2.GetInfoResponse(
             service=self._app.service,
-            version=metadata.version("stillhouse"),
+            version=_version(),
             device=self._app.device,
             limits=info_pb2.Limits(
                 max_message_bytes=settings.max_message_bytes,
@@ -77,6 +84,14 @@ class InfoServicer(info_pb2_grpc.InfoServiceServicer):
                 max_queue_items=settings.max_queue_items,
             ),
         )
+
+    async def GetStats(
+        self, request: info_pb2.GetStatsRequest, context: Any
+    ) -> info_pb2.GetStatsResponse:
+        app = self._app
+        own = await asyncio.to_thread(stats.take, app.service, _version(), app.device)
+        peers = await app.peers() if request.include_peers else ()
+        return info_pb2.GetStatsResponse(instances=[own, *peers])
 
 
 def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
@@ -92,6 +107,7 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
 
 async def run(app: App) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Prints `listening HOST:PORT` when bound."""
+    tracing.start(app.service, _version(), app.settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -105,7 +121,7 @@ async def run(app: App) -> None:
     port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
     await server.start()
     app.bound(app.settings.host, port)
-    metrics.serve(app.settings.host, app.settings.metrics_port)
+    metrics.start(app.service, _version(), app.device, app.settings)
     print(f"listening {app.settings.host}:{port}", flush=True)
     _log.info(
         "listening",
@@ -125,8 +141,13 @@ async def run(app: App) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await worker
     await app.stop()
+    await asyncio.to_thread(tracing.stop)
     if failed:
         sys.exit(1)
+
+
+def _version() -> str:
+    return metadata.version("stillhouse")
 
 
 def _register(app: App, server: grpc.aio.Server, checks: Any) -> list[str]:

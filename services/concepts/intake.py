@@ -15,7 +15,7 @@ from google.rpc import status_pb2
 from stillhouse.common.v1 import items_pb2
 from torch import Tensor
 
-from services.common import images
+from services.common import images, metrics
 from services.common.blobs import BlobStore
 from services.common.errors import Overloaded
 from services.common.inputs import check_batch, each, read_bytes
@@ -51,6 +51,7 @@ class Intake:
         """Count a call's images while it runs. Raises InvalidInput, Overloaded."""
         check_batch(items, limit=self._batch_limit)
         if self._inside and self._inside + len(items) > self._limit:
+            metrics.refuse("images", len(items), reason=Overloaded.reason)
             raise Overloaded(
                 f"{self._inside} images are in the service; the limit is {self._limit}"
             )
@@ -76,7 +77,9 @@ class Intake:
         """Decode and preprocess one image. Raises ImageError."""
         started_s = time.perf_counter()
         tensor = preprocessing(images.decode(data, self._limits))
-        return Prepared(tensor, (time.perf_counter() - started_s) * 1000)
+        spent_s = time.perf_counter() - started_s
+        metrics.DECODE_SECONDS.observe(spent_s)
+        return Prepared(tensor, spent_s * 1000)
 
     def close(self) -> None:
         """Stop the decoders."""

@@ -120,7 +120,7 @@ class Registry:
             licence,
             Batcher(images, self._executor, name=f"{model.id} images", wait_ms=wait_ms, **limits),
             Batcher(regions, self._executor, name=f"{model.id} regions", wait_ms=wait_ms, **limits),
-            Texts(model.texts, self._executor, keep=settings.text_cache),
+            Texts(model.texts, self._executor, name=f"{model.id} texts", keep=settings.text_cache),
         )
 
 

@@ -14,6 +14,7 @@ from stillhouse.common.v1 import items_pb2, tensor_pb2
 from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 from torch import Tensor
 
+from services.common.accounting import Meter
 from services.common.batching import Batcher, Served
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
@@ -21,6 +22,7 @@ from services.common.interceptors import Context
 from services.common.names import check_id, join, parse
 from services.common.presence import presence
 from services.common.tensors import Array, expect, from_message, to_message
+from services.common.timings import encoding, timings_of, together
 from services.concepts import replies
 from services.concepts.concept_sets import ConceptSets, built_in, check_words
 from services.concepts.filters import FilterSettings, filter_words
@@ -67,10 +69,14 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
     ) -> concepts_pb2.EmbedTextsResponse:
         texts = check_texts(request.texts)
         _, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(texts)
-        return concepts_pb2.EmbedTextsResponse(
-            embeddings=to_message(rows), encoder_digest=served.model.digest
-        )
+        meter = Meter()
+        rows = await served.texts.embed(texts, meter)
+        timings = meter.timings()
+        response = concepts_pb2.EmbedTextsResponse(encoder_digest=served.model.digest)
+        with encoding(timings):
+            response.embeddings.CopyFrom(to_message(rows))
+        response.timings.CopyFrom(timings)
+        return response
 
     async def EmbedImages(
         self, request: concepts_pb2.EmbedImagesRequest, context: Context
@@ -81,13 +87,14 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
             outcomes, timings = await self._run(
                 request.items, project, served, served.images, shard=shard
             )
-        results = [
-            replies.embedding(item.item_id, outcome)
-            for item, outcome in zip(request.items, outcomes, strict=True)
-        ]
-        return concepts_pb2.EmbedImagesResponse(
-            results=results, encoder_digest=served.model.digest, timings=timings
-        )
+        response = concepts_pb2.EmbedImagesResponse(encoder_digest=served.model.digest)
+        with encoding(timings):
+            response.results.extend(
+                replies.embedding(item.item_id, outcome)
+                for item, outcome in zip(request.items, outcomes, strict=True)
+            )
+        response.timings.CopyFrom(timings)
+        return response
 
     async def EmbedRegions(
         self, request: concepts_pb2.EmbedRegionsRequest, context: Context
@@ -98,16 +105,16 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
             outcomes, timings = await self._run(
                 request.items, project, served, served.regions, shard=shard
             )
-        results = [
-            replies.regions(item.item_id, outcome)
-            for item, outcome in zip(request.items, outcomes, strict=True)
-        ]
-        return concepts_pb2.EmbedRegionsResponse(
-            results=results,
-            encoder_digest=served.model.digest,
-            region_digest=served.model.region_digest,
-            timings=timings,
+        response = concepts_pb2.EmbedRegionsResponse(
+            encoder_digest=served.model.digest, region_digest=served.model.region_digest
         )
+        with encoding(timings):
+            response.results.extend(
+                replies.regions(item.item_id, outcome)
+                for item, outcome in zip(request.items, outcomes, strict=True)
+            )
+        response.timings.CopyFrom(timings)
+        return response
 
     async def ScorePresence(
         self, request: concepts_pb2.ScorePresenceRequest, context: Context
@@ -117,7 +124,8 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
             project, served = await self._encoder(request.encoder)
             mu = _mean(request.image_mean, served, field="image_mean")
             tau = _mean(request.text_mean, served, field="text_mean")
-            texts = await served.texts.embed(concepts)
+            meter = Meter()
+            texts = await served.texts.embed(concepts, meter)
             if tau is None:
                 tau = await self._corpus_mean(served)
             outcomes, timings = await self._run(
@@ -133,11 +141,12 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
             tau,
         )
         ids = [item.item_id for item in request.items]
-        return concepts_pb2.ScorePresenceResponse(
-            results=replies.presences(ids, outcomes, scores),
-            encoder_digest=served.model.digest,
-            timings=timings,
-        )
+        timings = together([meter.timings(), timings])
+        response = concepts_pb2.ScorePresenceResponse(encoder_digest=served.model.digest)
+        with encoding(timings):
+            response.results.extend(replies.presences(ids, outcomes, scores))
+        response.timings.CopyFrom(timings)
+        return response
 
     async def ListConceptSets(
         self, request: concepts_pb2.ListConceptSetsRequest, context: Context
@@ -177,8 +186,9 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         names = check_texts(request.class_names, field="class_names")
         options = _filter_settings(request.filter, len(words))
         _, served = await self._encoder(request.encoder)
-        rows = await served.texts.embed(words)
-        classes = await served.texts.embed(names)
+        meter = Meter()
+        rows = await served.texts.embed(words, meter)
+        classes = await served.texts.embed(names, meter)
         done = await asyncio.to_thread(
             filter_words,
             words,
@@ -196,6 +206,7 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
             embeddings=to_message(rows[list(done.kept)]),
             text_mean=to_message(text_mean(rows)),
             encoder_digest=served.model.digest,
+            timings=meter.timings(),
         )
 
     async def ExportEncoder(
@@ -245,7 +256,7 @@ class ConceptsServicer(concepts_pb2_grpc.ConceptsServiceServicer):
         outcomes = [
             one if isinstance(one, status_pb2.Status) else next(answers) for one in prepared
         ]
-        return outcomes, replies.timings(rows, sum(one.spent_ms for one in ready))
+        return outcomes, timings_of(rows, sum(one.spent_ms for one in ready))
 
     async def _corpus_mean(self, served: ServedEncoder) -> Array:
         """The default tau: mean text embedding of the built-in corpus, float32 [D]."""

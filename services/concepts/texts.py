@@ -11,9 +11,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from services.common import metrics
+from services.common.accounting import Meter, noted
 from services.common.errors import InvalidInput
 from services.common.tensors import Array
 
@@ -43,19 +46,26 @@ class Texts:
     """Embeds texts in the encoder's thread and keeps the `keep` last used."""
 
     def __init__(
-        self, embed: Callable[[list[str]], Array], executor: ThreadPoolExecutor, *, keep: int
+        self,
+        embed: Callable[[list[str]], Array],
+        executor: ThreadPoolExecutor,
+        *,
+        name: str,
+        keep: int,
     ) -> None:
-        self._embed, self._executor, self._keep = embed, executor, keep
+        self._embed, self._executor, self._name, self._keep = embed, executor, name, keep
         self._known: OrderedDict[str, Array] = OrderedDict()
 
-    async def embed(self, texts: Sequence[str]) -> Array:
-        """Return float16 [texts, D], unit rows."""
+    async def embed(self, texts: Sequence[str], meter: Meter | None = None) -> Array:
+        """Return float16 [texts, D], unit rows; `meter` adds up what that took."""
         found = {text: self._known[text] for text in texts if text in self._known}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         loop = asyncio.get_running_loop()
+        metrics.look_up("texts", hits=len(found), misses=len(missing))
         for at in range(0, len(missing), _AT_ONCE):
             part = missing[at : at + _AT_ONCE]
-            rows = await loop.run_in_executor(self._executor, self._embed, part)
+            work = noted(partial(self._embed, part), self._name, items=len(part), meter=meter)
+            rows = await loop.run_in_executor(self._executor, work)
             found.update(zip(part, rows, strict=True))
         self._remember(found)
         return np.stack([found[text] for text in texts])

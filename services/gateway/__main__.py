@@ -34,6 +34,7 @@ def build(settings: GatewaySettings) -> server.App:
         drain=gateway.drain,
         stop=gateway.stop,
         bound=gateway.edge.bound,
+        peers=gateway.instances.stats,
     )
 
 

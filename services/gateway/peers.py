@@ -12,6 +12,7 @@ from stillhouse.concepts.v1 import concepts_pb2_grpc
 from stillhouse.student.v1 import student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2_grpc
 
+from services.common import callers
 from services.common.channels import call, open_channel, retrying
 from services.gateway.settings import GatewaySettings
 
@@ -59,6 +60,11 @@ class Peers:
         """Call once; an online caller decides itself whether to try again. Raises
         StillhouseError."""
         return await call(method, request, timeout_s=timeout_s or self.timeout_s)
+
+    def stream(self, method: Callable[..., Any], request: Any, *, timeout_s: float | None) -> Any:
+        """Start a call with many answers, on behalf of this task's caller; whoever reads it cancels
+        it at the end. Without `timeout_s` it may last for ever."""
+        return method(request, timeout=timeout_s, metadata=callers.outgoing())
 
     async def insist(
         self,

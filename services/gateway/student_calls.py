@@ -18,6 +18,7 @@ from services.common import images, inputs, tensors
 from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue
 from services.common.errors import Internal, Precondition, StillhouseError
+from services.common.timings import together
 from services.gateway.peers import Peers
 from services.gateway.region_boxes import (
     WHOLE,
@@ -72,30 +73,31 @@ class StudentCalls:
 
     async def predict(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
-    ) -> list[student_pb2.PredictResult]:
-        """Return one result per item, in order."""
-        found = await self._regions(student, items)
+    ) -> tuple[list[student_pb2.PredictResult], items_pb2.Timings]:
+        """Return one result per item, in order, and what they took."""
+        found, spent = await self._regions(student, items)
         request = student_pb2.PredictRequest(
             project=student.project, student=student.ref, items=_inputs(items, found, student.file)
         )
-        answered: list[student_pb2.PredictResult] = []
+        answered = student_pb2.PredictResponse()
         if request.items:
             method = self._peers.student.Predict
-            answered = list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
-        left = iter(answered)
+            answered = await self._peers.ask(method, request, timeout_s=_STUDENT_S)
+        left = iter(answered.results)
         results = []
         for item, one in zip(items, found, strict=True):
             failed = isinstance(one, status_pb2.Status)
             result = student_pb2.PredictResult(error=one) if failed else next(left)
             result.item_id = item.item_id
             results.append(result)
-        return results
+        return results, together([*spent, answered.timings])
 
     async def explain(
         self, student: Serving, items: Sequence[items_pb2.ImageInput], label: str, top: int
-    ) -> list[pb.ImageExplanation]:
-        """Return one explanation per item, in order, with the boxes of its regions."""
-        found, frames = await asyncio.gather(
+    ) -> tuple[list[pb.ImageExplanation], items_pb2.Timings]:
+        """Return one explanation per item, in order, with the boxes of its regions, and what they
+        took."""
+        (found, spent), frames = await asyncio.gather(
             self._regions(student, items),
             asyncio.gather(*(self._frame(student, item) for item in items)),
         )
@@ -106,20 +108,22 @@ class StudentCalls:
             label=label,
             top=top,
         )
-        answered: list[student_pb2.ExplainResult] = []
+        answered = student_pb2.ExplainResponse()
         if request.items:
             method = self._peers.student.Explain
-            answered = list((await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results)
-        left = iter(answered)
-        return [
+            answered = await self._peers.ask(method, request, timeout_s=_STUDENT_S)
+        left = iter(answered.results)
+        results = [
             _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
             for item, one, frame in zip(items, found, frames, strict=True)
         ]
+        return results, together([*spent, answered.timings])
 
     async def _regions(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
-    ) -> list[Outcome]:
+    ) -> tuple[list[Outcome], list[items_pb2.Timings]]:
         found: list[Outcome] = []
+        spent: list[items_pb2.Timings] = []
         async for chunk in _chunks(items):
             request = concepts_pb2.EmbedRegionsRequest(encoder=student.encoder, items=chunk)
             method = self._peers.concepts.EmbedRegions
@@ -130,9 +134,10 @@ class StudentCalls:
             }
             check_encoder(student.file, now)
             found += [_outcome(result) for result in response.results]
+            spent.append(response.timings)
         if len(found) != len(items):
             raise Internal("the encoder answered with another number of items")
-        return found
+        return found, spent
 
     async def _frame(self, student: Serving, item: items_pb2.ImageInput) -> Frame:
         """The part of the image that the encoder sees; the whole image where it cannot be read."""

@@ -42,6 +42,7 @@ def build(settings: StudentSettings) -> server.App:
         start=servicer.canary,
         canary=servicer.canary,
         stop=servicer.close,
+        device=settings.device,
     )
 
 

@@ -17,7 +17,7 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 from torch import Tensor
 
-from services.common import images
+from services.common import images, metrics
 from services.common.batching import Served
 from services.common.blobs import BlobStore, digest_of
 from services.common.inputs import check_batch, each, read_bytes
@@ -25,6 +25,7 @@ from services.common.interceptors import Context
 from services.common.names import check_id, join, parse
 from services.common.pages import page
 from services.common.tensors import to_message
+from services.common.timings import encoding, timings_of
 from services.teacher.language.calls import LanguageCalls
 from services.teacher.registry import Registry, Row, ServedModel
 from services.teacher.settings import TeacherSettings
@@ -98,17 +99,17 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
             for one, row in zip(waiting, answers, strict=True):
                 served.remembered.put(project, one.digest, row)
         given = iter(zip(waiting, answers, strict=True))
-        results = [
-            _failure(item.item_id, p)
-            if isinstance(p, status_pb2.Status)
-            else _answer(item.item_id, served, request, *next(given))
-            for item, p in zip(request.items, prepared, strict=True)
-        ]
-        return teacher_pb2.ClassifyResponse(
-            results=results,
-            model_digest=served.classifier.digest,
-            timings=_timings(waiting, rows),
-        )
+        spent = timings_of(rows, sum(one.preprocess_ms for one in waiting))
+        response = teacher_pb2.ClassifyResponse(model_digest=served.classifier.digest)
+        with encoding(spent):
+            response.results.extend(
+                _failure(item.item_id, p)
+                if isinstance(p, status_pb2.Status)
+                else _answer(item.item_id, served, request, *next(given))
+                for item, p in zip(request.items, prepared, strict=True)
+            )
+        response.timings.CopyFrom(spent)
+        return response
 
     async def Score(
         self, request: teacher_pb2.ScoreRequest, context: Context
@@ -145,8 +146,11 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     async def _prepare(
         self, item: items_pb2.ImageInput, project: str, served: ServedModel, *, shard: bool
     ) -> _Prepared:
-        if shard and item.digest and (row := served.remembered.get(project, item.digest)):
-            return _Prepared(item.digest, None, row)
+        if shard and item.digest:
+            row = served.remembered.get(project, item.digest)
+            metrics.look_up("outputs", hits=int(row is not None), misses=int(row is None))
+            if row is not None:
+                return _Prepared(item.digest, None, row)
         data = await read_bytes(item, self._blobs, project)
         loop = asyncio.get_running_loop()
         tensor, spent_ms = await loop.run_in_executor(self._decoders, self._tensor, data, served)
@@ -155,7 +159,9 @@ class TeacherServicer(teacher_pb2_grpc.TeacherServiceServicer):
     def _tensor(self, data: bytes, served: ServedModel) -> tuple[Tensor, float]:
         started_s = time.perf_counter()
         tensor = served.classifier.preprocess(images.decode(data, self._limits))
-        return tensor, (time.perf_counter() - started_s) * 1000
+        spent_s = time.perf_counter() - started_s
+        metrics.DECODE_SECONDS.observe(spent_s)
+        return tensor, spent_s * 1000
 
     async def canary(self) -> None:
         """Classify one small image with the preloaded model, or score a few tokens, through the
@@ -220,12 +226,3 @@ def _answer(
     if teacher_pb2.CLASSIFY_OUTPUT_FEATURES in outputs:
         answer.features.CopyFrom(to_message(row[1]))
     return teacher_pb2.ClassifyResult(item_id=item_id, classification=answer)
-
-
-def _timings(prepared: list[_Prepared], rows: list[Served[Row]]) -> items_pb2.Timings:
-    return items_pb2.Timings(
-        queue_ms=max((row.queue_ms for row in rows), default=0.0),
-        preprocess_ms=sum(one.preprocess_ms for one in prepared),
-        compute_ms=sum({row.compute_ms for row in rows}),
-        batch_size=max((row.batch_size for row in rows), default=0),
-    )

@@ -14,13 +14,13 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 from torch import Tensor
 
-from services.common import images
+from services.common import images, metrics
 from services.common.augmentation import Augmentation, read_augmentation
-from services.common.batching import Served
 from services.common.blobs import BlobStore, digest_of
 from services.common.errors import InvalidInput
 from services.common.inputs import each, read_bytes
 from services.common.tensors import to_message
+from services.common.timings import encoding, timings_of, together
 from services.teacher.registry import Row, ServedModel
 from services.teacher.settings import TeacherSettings
 from services.torch_common.augment import view_pixels
@@ -81,16 +81,18 @@ class ViewCalls:
         tensors = [t for one in prepared if isinstance(one, _Views) for t in one.tensors]
         rows = await served.batcher.submit(tensors, shard=True)
         remaining = iter(rows)
-        for item, one in zip(items, prepared, strict=True):
-            if isinstance(one, status_pb2.Status):
-                response.results.add(item_id=item.item_id, error=one)
-                continue
-            answers = [next(remaining).result for _ in one.tensors]
-            response.results.add(
-                item_id=item.item_id, classification=_answer(answers, served, request)
-            )
-            response.timings.preprocess_ms += one.preprocess_ms
-        _add_timings(response.timings, rows)
+        good = [one for one in prepared if isinstance(one, _Views)]
+        spent = timings_of(rows, sum(one.preprocess_ms for one in good))
+        with encoding(spent):
+            for item, one in zip(items, prepared, strict=True):
+                if isinstance(one, status_pb2.Status):
+                    response.results.add(item_id=item.item_id, error=one)
+                    continue
+                answers = [next(remaining).result for _ in one.tensors]
+                response.results.add(
+                    item_id=item.item_id, classification=_answer(answers, served, request)
+                )
+        response.timings.CopyFrom(together([response.timings, spent]))
 
     def _check_size(
         self, request: teacher_pb2.ClassifyRequest, served: ServedModel, augmentation: Augmentation
@@ -120,7 +122,9 @@ class ViewCalls:
             preprocessing.normalise(view_pixels(image, name, view, augmentation, preprocessing))
             for view in range(augmentation.views)
         ]
-        return _Views(tensors, (time.perf_counter() - started_s) * 1000)
+        spent_s = time.perf_counter() - started_s
+        metrics.DECODE_SECONDS.observe(spent_s)
+        return _Views(tensors, spent_s * 1000)
 
 
 def _checked(request: teacher_pb2.ClassifyRequest) -> Augmentation:
@@ -150,9 +154,3 @@ def _answer(
     if teacher_pb2.CLASSIFY_OUTPUT_FEATURES in outputs:
         answer.features.CopyFrom(to_message(np.stack([row[1] for row in rows])))
     return answer
-
-
-def _add_timings(timings: items_pb2.Timings, rows: Sequence[Served[Row]]) -> None:
-    timings.queue_ms = max(timings.queue_ms, *(row.queue_ms for row in rows), 0.0)
-    timings.compute_ms += sum({row.compute_ms for row in rows})
-    timings.batch_size = max(timings.batch_size, *(row.batch_size for row in rows), 0)

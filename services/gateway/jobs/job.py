@@ -15,7 +15,7 @@ from services.common.blobs import BlobStore
 from services.common.errors import OutOfSpace, is_out_of_space
 from services.common.sandbox import Sandbox
 from services.gateway.cache import EmbeddingCache
-from services.gateway.jobs import records
+from services.gateway.jobs import observing, records
 from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.progress import Progress
 from services.gateway.peers import Peers
@@ -54,6 +54,7 @@ class Job:
         self.project, self.job_id, self.pk = row.project, row.job_id, row.pk
         self.name = records.name_of(row)
         self.spec = spec
+        self.kind = str(spec.WhichOneof("spec"))
         last = records.last_event(tools.store, row.pk)
         self.progress = Progress(
             tools.store, tools.feed, row.pk, [] if last is None else last.stages
@@ -73,15 +74,16 @@ class Job:
         """
 
         async def step() -> R:
-            await self.progress.begin(name)
-            try:
-                result = await work(self, *args, **kwargs)
-            except Exception as error:
-                if is_out_of_space(error):
-                    raise OutOfSpace(_FULL) from error
-                raise
-            await self.progress.complete(name)
-            return result
+            with observing.stage(self.kind, name):
+                await self.progress.begin(name)
+                try:
+                    result = await work(self, *args, **kwargs)
+                except Exception as error:
+                    if is_out_of_space(error):
+                        raise OutOfSpace(_FULL) from error
+                    raise
+                await self.progress.complete(name)
+                return result
 
         return await DBOS.run_step_async({"name": name, "preemptible": True}, step)
 

@@ -14,10 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common import metrics
+from services.common import callers, metrics
+from services.common.accounting import Share, Ticket, note_batch
 from services.common.batching import Served
 from services.common.errors import Overloaded
 
@@ -54,6 +55,7 @@ class _Entry(Generic[T, R]):
     """The longest item's."""
     future: asyncio.Future[list[Served[R]]]
     queued_s: float
+    ticket: Ticket = field(default_factory=Ticket)
 
     @property
     def padded(self) -> int:
@@ -106,7 +108,9 @@ class TokenBatcher(Generic[T, R]):
             for group in groups
         ]
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._loop(), name=f"batcher {self._name}")
+            self._task = asyncio.create_task(
+                self._loop(), name=f"batcher {self._name}", context=callers.detached()
+            )
         self._wake.set()
         try:
             served = await asyncio.gather(*(entry.future for entry in entries))
@@ -128,8 +132,10 @@ class TokenBatcher(Generic[T, R]):
         if self._items and full:
             said = f"{self._items} items of {self._tokens:,} tokens wait for {self._name}"
             limits = f"the limits are {self.max_items} and {self.max_tokens:,}"
+            metrics.refuse(self._name, items, reason=Overloaded.reason)
             raise Overloaded(f"{said}; {limits}", retry_after_s=max(1.0, wait_s / 2))
         if time_left_s is not None and wait_s > time_left_s:
+            metrics.refuse(self._name, items, reason="NOT_IN_TIME")
             raise Overloaded(
                 f"{self._name} is busy for about {wait_s:.0f} s, the call has {time_left_s:.0f} s",
                 retry_after_s=wait_s,
@@ -242,13 +248,12 @@ class TokenBatcher(Generic[T, R]):
     ) -> None:
         rate = sum(entry.padded for entry in entries) / max(compute_s, 1e-6)
         self._tokens_per_s = _MEMORY * self._tokens_per_s + (1 - _MEMORY) * rate or rate
-        metrics.BATCH_ITEMS.labels(self._name).observe(len(results))
-        metrics.COMPUTE_SECONDS.labels(self._name).observe(compute_s)
+        shares = [Share(entry.ticket, len(entry.items), entry.padded) for entry in entries]
+        note_batch(self._name, shares, started_s=started_s, compute_s=compute_s)
         at = 0
         for entry in entries:
             mine, at = results[at : at + len(entry.items)], at + len(entry.items)
             queue_s = started_s - entry.queued_s
-            metrics.QUEUE_SECONDS.labels(self._name).observe(queue_s)
             if not entry.future.done():
                 entry.future.set_result(
                     [Served(one, queue_s * 1000, compute_s * 1000, len(results)) for one in mine]

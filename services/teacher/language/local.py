@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -15,11 +15,14 @@ from google.rpc import status_pb2
 from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common import tracing
+from services.common.accounting import Meter, noted
 from services.common.batching import Served
 from services.common.blobs import BlobStore
 from services.common.errors import StillhouseError
 from services.common.names import join
 from services.common.tensors import Array, to_message
+from services.common.timings import encoding, timings_of
 from services.teacher.language import prompts
 from services.teacher.language.registry import ServedLanguageModel
 from services.teacher.language.scoring import ScoreInput
@@ -79,41 +82,48 @@ class LocalBackend:
         shard = request.execution == items_pb2.EXECUTION_SHARD
         rows = await self._served.scores.submit(inputs, shard=shard, time_left_s=time_left_s)
         left = iter(zip(inputs, rows, strict=True))
-        results = [
-            teacher_pb2.ScoreResult(item_id=item.item_id, error=one)
-            if isinstance(one, status_pb2.Status)
-            else _answer(item.item_id, *next(left), per_token=request.per_token)
-            for item, one in zip(request.items, given, strict=True)
-        ]
-        return teacher_pb2.ScoreResponse(
-            results=results,
-            model_digest=self._served.loaded.digest,
-            timings=_timings(rows, preprocess_ms),
-        )
+        spent = timings_of(rows, preprocess_ms)
+        response = teacher_pb2.ScoreResponse(model_digest=self._served.loaded.digest)
+        with encoding(spent):
+            response.results.extend(
+                teacher_pb2.ScoreResult(item_id=item.item_id, error=one)
+                if isinstance(one, status_pb2.Status)
+                else _answer(item.item_id, *next(left), per_token=request.per_token)
+                for item, one in zip(request.items, given, strict=True)
+            )
+        response.timings.CopyFrom(spent)
+        return response
 
     async def sample_targets(
         self, project: str, request: teacher_pb2.SampleTargetsRequest
     ) -> teacher_pb2.SampleTargetsResponse:
-        work = ShardWork(self._served, self._settings, self._blobs, self._in_thread)
-        return await work.run(project, request)
+        thread = _Thread(self._executor, f"{self._served.loaded.model_id} targets")
+        work = ShardWork(self._served, self._settings, self._blobs, thread)
+        reply = await work.run(project, request)
+        reply.timings.MergeFrom(thread.meter.timings())
+        return reply
 
     async def generate(
         self, request: teacher_pb2.GenerateRequest
     ) -> AsyncGenerator[teacher_pb2.GenerateResponse, None]:
+        # A step makes one token, too little for a span of its own.
+        name = f"{self._served.loaded.model_id} answers"
+        thread, asked_s = _Thread(self._executor, name, traced=False), time.perf_counter()
         async with (
             self._writers.room(len(request.items)),
-            aclosing(write(self._served, request, self._settings, self._in_thread)) as events,
+            aclosing(write(self._served, request, self._settings, thread)) as events,
         ):
-            async for event in events:
-                yield event
+            thread.meter.queue_s = time.perf_counter() - asked_s
+            with tracing.span("write", {"stillhouse.model": name}):
+                async for event in events:
+                    if event.HasField("generation"):
+                        event.generation.timings.MergeFrom(thread.meter.timings())
+                    yield event
 
     async def canary(self) -> None:
         """Score a few tokens through the queue."""
         ids = np.arange(4, dtype=np.int32) % self._served.loaded.vocab_size
         await self._served.scores.submit([ScoreInput(ids, 1)])
-
-    async def _in_thread(self, work: Callable[[], R]) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _input(self, item: teacher_pb2.ScoreItem) -> ScoreInput | status_pb2.Status:
         loaded = self._served.loaded
@@ -128,6 +138,18 @@ class LocalBackend:
             return error.to_status()
 
 
+class _Thread:
+    """The models' one thread as one call has it: all work is noted, and added up in `meter`."""
+
+    def __init__(self, executor: ThreadPoolExecutor, name: str, *, traced: bool = True) -> None:
+        self._executor, self._name, self._traced = executor, name, traced
+        self.meter = Meter()
+
+    async def __call__(self, work: Callable[[], R], *, items: int = 1) -> R:
+        mine = noted(work, self._name, items=items, meter=self.meter, traced=self._traced)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, mine)
+
+
 def _answer(
     item_id: str, given: ScoreInput, row: Served[Array], *, per_token: bool
 ) -> teacher_pb2.ScoreResult:
@@ -139,12 +161,3 @@ def _answer(
         found.token_log_probabilities.CopyFrom(to_message(values))
         found.token_ids.CopyFrom(to_message(given.scored))
     return teacher_pb2.ScoreResult(item_id=item_id, score=found)
-
-
-def _timings(rows: Sequence[Served[Array]], preprocess_ms: float) -> items_pb2.Timings:
-    return items_pb2.Timings(
-        queue_ms=max((row.queue_ms for row in rows), default=0.0),
-        preprocess_ms=preprocess_ms,
-        compute_ms=sum({row.compute_ms for row in rows}),
-        batch_size=max((row.batch_size for row in rows), default=0),
-    )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
 from google.rpc import status_pb2
+from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common import metrics
 from services.common.errors import InvalidInput, Overloaded, StillhouseError
 from services.common.tensors import to_message
 from services.teacher.language import prompts
@@ -34,6 +37,7 @@ class Writers:
     async def room(self, items: int) -> AsyncIterator[None]:
         """Wait for a place. Raises Overloaded where too many prompts wait already."""
         if self._slots.locked() and self._waiting + items > self._max_items:
+            metrics.refuse("answers", items, reason=Overloaded.reason)
             raise Overloaded(
                 f"{self._waiting} prompts wait to be answered; the limit is {self._max_items}",
                 retry_after_s=5.0,
@@ -58,9 +62,11 @@ async def write(
     """Yield the events of all items. Answers are written side by side, batches by length, made of
     this request's prompts alone; a caller that leaves stops them after the token in flight."""
     options = sampling_options(request.sampling)
+    started_s = time.perf_counter()
     given = await asyncio.to_thread(
         lambda: [_begin(served, item, options, settings) for item in request.items]
     )
+    preprocess_ms = (time.perf_counter() - started_s) * 1000
     for at, one in enumerate(given):
         if isinstance(one, status_pb2.Status):
             yield _event(request, at, error=one)
@@ -71,8 +77,9 @@ async def write(
         answers = [good[n][1] for n in group]
         batch = Batch(served.loaded, served.head, answers, options, chunk=settings.max_batch_tokens)
         while not batch.done:
-            for n in await in_thread(batch.step):
-                for event in _progress(request, places[n], answers[n]):
+            writing = sum(not answer.done for answer in answers)
+            for n in await in_thread(batch.step, items=writing):
+                for event in _progress(request, places[n], answers[n], preprocess_ms):
                     yield event
 
 
@@ -101,7 +108,7 @@ def _begin(
 
 
 def _progress(
-    request: teacher_pb2.GenerateRequest, at: int, answer: Answer
+    request: teacher_pb2.GenerateRequest, at: int, answer: Answer, preprocess_ms: float
 ) -> Sequence[teacher_pb2.GenerateResponse]:
     events = []
     if request.stream_text and (piece := answer.text.take(last=answer.done)):
@@ -114,6 +121,7 @@ def _progress(
             finish_reason=stop if answer.stopped else length,
             log_probability=answer.log_probability,
             token_ids=to_message(np.array(answer.text.ids, np.int32)),
+            timings=items_pb2.Timings(preprocess_ms=preprocess_ms),
         )
         events.append(_event(request, at, generation=found))
     return events
