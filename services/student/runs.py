@@ -192,9 +192,9 @@ class RunManager:
                 max_image_bytes=settings.max_image_bytes,
                 max_image_pixels=settings.max_image_pixels,
             ),
-            caller=callers.current(),
             log_level=settings.log_level,
             log_json=settings.log_json,
+            caller=callers.current(),
         )
 
     async def _terminate(self, child: Crew) -> None:

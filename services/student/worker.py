@@ -38,10 +38,10 @@ class Assignment:
     blob_url: str
     threads: int
     surroundings: Surroundings
-    caller: Caller
-    """Whom the run is for: the ids of its log lines."""
     log_level: str
     log_json: bool
+    caller: Caller = Caller()
+    """Whom the run is for: the ids of its log lines."""
     rank: int = 0
     world: int = 1
     """Processes of the run; each has an assignment of its own."""

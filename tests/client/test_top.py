@@ -101,9 +101,14 @@ def test_without_a_gateway_it_says_so(capsys: Capture) -> None:
 
 def test_ctrl_c_ends_it_and_gives_the_terminal_back(gateway: World) -> None:
     main, other = pty.openpty()
-    command = [sys.executable, "-m", "stillhouse_client", "top", "--interval-s", "0.2"]
+    # Tests that run in the background have Ctrl-C switched off, which children inherit.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from stillhouse_client.cli import main; import sys; main(sys.argv[1:])"
+    )
+    flags = ["top", "--interval-s", "0.2", "--address", gateway.address]
     process = subprocess.Popen(
-        [*command, "--address", gateway.address],
+        [sys.executable, "-c", code, *flags],
         stdin=other,
         stdout=other,
         stderr=other,
@@ -111,11 +116,15 @@ def test_ctrl_c_ends_it_and_gives_the_terminal_back(gateway: World) -> None:
         start_new_session=True,
     )
     os.close(other)
-    shown = _read_until(main, b"lite0")
-    process.send_signal(signal.SIGINT)
-    shown += _read_until(main, b"")
-    assert process.wait(timeout=20) == 0
-    os.close(main)
+    try:
+        shown = _read_until(main, b"lite0")
+        process.send_signal(signal.SIGINT)
+        shown += _read_until(main, b"")
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
     assert b"\x1b[?1049h" in shown  # the other screen
     assert b"\x1b[?1049l" in shown  # and back
     assert b"Traceback" not in shown

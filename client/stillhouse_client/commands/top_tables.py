@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rich.markup import escape
@@ -35,10 +36,11 @@ def models(found: Rates) -> Table:
     """Every queue: what waits, how it is batched, how fast it goes, what was sent away."""
     columns = ("service", "model", "#waits", "#batch", "#items/s", "#wait p50 ms", "#p99 ms")
     table = _table((*columns, "#compute ms", "#refused/s", "#left/s"))
+    who = _names(found)
     for one in found.models:
         waits = f"[yellow]{one.queue_items}[/yellow]" if one.queue_items else "0"
         table.add_row(
-            one.service,
+            who[one.instance],
             escape(one.model),
             waits,
             _figure(one.batch_items),
@@ -55,9 +57,10 @@ def models(found: Rates) -> Table:
 def caches(found: Rates) -> Table:
     """Every cache: how often it is asked, and how often it knows."""
     table = _table(("service", "cache", "#look-ups/s", "#hit rate"))
+    who = _names(found)
     for one in found.caches:
         rate = _NONE if one.hit_rate is None else f"{one.hit_rate:.0%}"
-        table.add_row(one.service, escape(one.cache), _figure(one.lookups_per_s), rate)
+        table.add_row(who[one.instance], escape(one.cache), _figure(one.lookups_per_s), rate)
     return table
 
 
@@ -85,10 +88,27 @@ def jobs(running: Sequence[pb.DistillationJob]) -> Table:
     return table
 
 
+def _names(found: Rates) -> dict[str, str]:
+    """Return what a row of a process begins with: the service, and which one where it has several
+    processes."""
+    there = [one for one in found.processes if one.instance]
+    count = Counter(one.service for one in there)
+    return {
+        one.instance: f"{one.service} {escape(_place(one))}"
+        if count[one.service] > 1
+        else one.service
+        for one in there
+    }
+
+
+def _place(one: ProcessRates) -> str:
+    return one.address or one.instance
+
+
 def _process(one: ProcessRates) -> tuple[str, ...]:
     return (
         one.service,
-        escape(one.address or one.instance),
+        escape(_place(one)),
         one.device,
         _duration(one.up_s),
         _NONE if one.busy is None else f"{one.busy:.0%}",
