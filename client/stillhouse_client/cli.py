@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
-from stillhouse_client.commands import datasets, distill, jobs, models, output, students, suite
+from stillhouse_client.commands import datasets, distill, jobs, models, output, students, suite, top
 from stillhouse_client.commands import demo as demo_command
 from stillhouse_client.commands.session import exit_code
 from stillhouse_client.errors import ClientError
@@ -20,6 +20,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 wrong request, 3 unknown name, 4 server away.",
 )
 suite.register(app)
+top.register(app)
 app.add_typer(demo_command.app, name="demo")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")

@@ -44,6 +44,11 @@ class AsyncClient:
         """Return the gateway's identity and limits."""
         return await self._transport.info()
 
+    async def stats(self, *, include_peers: bool = True) -> info_pb2.GetStatsResponse:
+        """Return the figures of the gateway and of every service process behind it; two answers
+        some seconds apart give rates."""
+        return await self._transport.stats(include_peers=include_peers)
+
     async def close(self) -> None:
         """Close the connection."""
         await self._transport.close()

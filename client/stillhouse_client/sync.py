@@ -186,6 +186,11 @@ class Client:
         """Return the gateway's identity and limits."""
         return self._loop.run(self._client.info())
 
+    def stats(self, *, include_peers: bool = True) -> info_pb2.GetStatsResponse:
+        """Return the figures of the gateway and of every service process behind it; two answers
+        some seconds apart give rates."""
+        return self._loop.run(self._client.stats(include_peers=include_peers))
+
     def close(self) -> None:
         """Close the connection."""
         self._loop.run(self._client.close())

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
+from stillhouse_client import tracing
 from stillhouse_client.errors import ClientError, NobodyThere, Overloaded, ServerAway, from_call
 
 R = TypeVar("R")
@@ -61,7 +62,8 @@ class Transport:
         until_s, pause_s = time.monotonic() + self.retry_s, 0.1
         while True:
             try:
-                return await method(request, timeout=timeout_s or self.timeout_s)
+                deadline_s = timeout_s or self.timeout_s
+                return await method(request, timeout=deadline_s, metadata=tracing.headers())
             except grpc.aio.AioRpcError as failed:
                 error = from_call(failed)
             if not isinstance(error, ServerAway | Overloaded):
@@ -78,7 +80,8 @@ class Transport:
     ) -> AsyncIterator[Any]:
         """Yield a server stream's messages. Raises the ClientError of its status; no retry."""
         try:
-            async for message in method(request, timeout=timeout_s):
+            call = method(request, timeout=timeout_s, metadata=tracing.headers())
+            async for message in call:
                 yield message
         except grpc.aio.AioRpcError as failed:
             raise self._named(from_call(failed)) from None
@@ -94,6 +97,12 @@ class Transport:
             stub = info_pb2_grpc.InfoServiceStub(self.channel)
             self._info = await self.call(stub.GetInfo, info_pb2.GetInfoRequest())
         return self._info
+
+    async def stats(self, *, include_peers: bool = True) -> info_pb2.GetStatsResponse:
+        """Return what the server, and the services behind it, have done and what waits."""
+        request = info_pb2.GetStatsRequest(include_peers=include_peers)
+        stub = info_pb2_grpc.InfoServiceStub(self.channel)
+        return await self.call(stub.GetStats, request)
 
 
 def new_request_id() -> str:

@@ -149,7 +149,7 @@ class Batcher(Generic[T, R]):
                 wait_s = self._meter.wait_s(ahead, now_s)
                 self._door.check_time(wait_s=wait_s, time_left_s=time_left_s)
         except Overloaded as error:
-            metrics.REFUSED_ITEMS.labels(self._name, error.reason).inc(load.items)
+            metrics.refuse(self._name, load.items, reason=error.reason)
             raise
 
     async def _wait_for(
@@ -178,13 +178,7 @@ class Batcher(Generic[T, R]):
         self, items: Sequence[T], costs: Sequence[float], group: list[int], place: Place
     ) -> Entry[T, R]:
         future: asyncio.Future[list[Served[R]]] = asyncio.get_running_loop().create_future()
-        entry = Entry(
-            [items[at] for at in group],
-            [costs[at] for at in group],
-            place,
-            future,
-            time.perf_counter(),
-        )
+        entry = Entry([items[at] for at in group], [costs[at] for at in group], place, future)
         self._queue.push(entry)
         self._count(len(group))
         return entry
@@ -251,7 +245,7 @@ class Batcher(Generic[T, R]):
         gone = [entry for entry in self._queue if entry.future.done()]
         metrics.DROPPED_ITEMS.labels(self._name).inc(self._remove(gone))
         late = [entry for entry in self._queue if entry.place.deadline_s <= now_s]
-        metrics.REFUSED_ITEMS.labels(self._name, "EXPIRED").inc(self._remove(late))
+        metrics.refuse(self._name, self._remove(late), reason="EXPIRED")
         fail(late, NotInTime(f"the deadline passed while {self._name} was busy"))
 
     def _take(self, flow: Flow) -> list[Entry[T, R]]:

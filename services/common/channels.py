@@ -14,7 +14,7 @@ import grpc.aio
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from services.common import logs
+from services.common import callers, logs, tracing
 from services.common.addresses import is_several, target
 from services.common.errors import Overloaded, PeerUnavailable, StillhouseError, from_status
 
@@ -63,15 +63,26 @@ def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:
     return from_status(status)
 
 
-async def call(
-    method: Callable[..., Awaitable[R]], request: Any, *, timeout_s: float, request_id: str = ""
-) -> R:
-    """Call a unary method with a deadline. Raises the StillhouseError its status stands for."""
-    metadata = (("x-request-id", request_id),) if request_id else ()
+async def call(method: Callable[..., Awaitable[R]], request: Any, *, timeout_s: float) -> R:
+    """Call a unary method with a deadline, on behalf of this task's caller. Raises the
+    StillhouseError its status stands for."""
+    span = tracing.begin_call(_method_of(request), "client")
     try:
-        return await method(request, timeout=timeout_s, metadata=metadata)
+        answer = await method(request, timeout=timeout_s, metadata=callers.outgoing())
     except grpc.aio.AioRpcError as error:
+        tracing.end_call(span, error.code().name, failed=True)
         raise to_error(error) from None
+    except BaseException:
+        tracing.end_call(span, grpc.StatusCode.CANCELLED.name, failed=False)
+        raise
+    tracing.end_call(span, grpc.StatusCode.OK.name, failed=False)
+    return answer
+
+
+def _method_of(request: Any) -> str:
+    """Return the method that takes this request, as our contract names them."""
+    package, _, name = str(request.DESCRIPTOR.full_name).rpartition(".")
+    return f"{package}/{name.removesuffix('Request')}"
 
 
 async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, what: str) -> R:

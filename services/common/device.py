@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from services.common import logs
+from services.common import callers, logs
 from services.common.fairness import FairClock, FairQueue, Flow, Key, Weights
 
 R = TypeVar("R")
@@ -48,7 +48,9 @@ class Device:
         if source not in self._active:
             self._active.append(source)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._loop(), name="device")
+            self._task = asyncio.create_task(
+                self._loop(), name="device", context=callers.detached()
+            )
 
     async def run(self, work: Callable[[], R], *, flow: Flow) -> R:
         """Run work of its own in the thread when its flow's turn comes, and return its result. A

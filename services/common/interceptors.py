@@ -4,19 +4,18 @@ kinds."""
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-import structlog
-from google.rpc import status_pb2
+from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
-from services.common import logs, metrics
+from services.common import callers, logs, metrics, tracing
+from services.common.callers import Caller
 from services.common.errors import (
     Internal,
     OutOfMemory,
@@ -26,9 +25,17 @@ from services.common.errors import (
     is_out_of_space,
 )
 
-REQUEST_ID = "x-request-id"
 _DISK_FULL_S = 60.0
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET = (
+    "grpc.health.",
+    "grpc.reflection.",
+    "stillhouse.common.v1.InfoService/",
+    "inference.GRPCInferenceService/ServerLive",
+    "inference.GRPCInferenceService/ServerReady",
+)
+"""Calls that look after the service; they are neither logged nor traced."""
+_OURS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
+"""Codes that are the service's failure; with the others the caller is told no."""
 _log = logs.get(__name__)
 
 if TYPE_CHECKING:
@@ -43,11 +50,6 @@ def time_left_s(context: Context | None) -> float | None:
     return None if context is None else context.time_remaining()
 
 
-def is_request_id(text: str) -> bool:
-    """Return whether a caller's request id can go into logs and headers as it is."""
-    return _REQUEST_ID.fullmatch(text) is not None
-
-
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler: whatever it raises ends as one rich status, never as a stack trace."""
 
@@ -59,28 +61,41 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        given = str(metadata.get(REQUEST_ID, ""))
-        call = _Call(str(handler_call_details.method), given if is_request_id(given) else "")
-        return _wrap(handler, call)
+        metadata = {str(k): str(v) for k, v in handler_call_details.invocation_metadata or ()}
+        return _wrap(handler, _Call(str(handler_call_details.method), metadata))
 
 
 class _Call:
     """One RPC in flight: its names, its clock, and how it ends."""
 
-    def __init__(self, method: str, request_id: str) -> None:
-        self.method = method
-        self.request_id = request_id or uuid.uuid4().hex
+    def __init__(self, method: str, metadata: Mapping[str, str]) -> None:
+        self.method, self.metadata = method.removeprefix("/"), metadata
+        self.request_id = self._given(callers.REQUEST_ID) or uuid.uuid4().hex
+        self.quiet = self.method.startswith(_QUIET)
         self.started_s = time.perf_counter()
 
-    def bind(self) -> None:
-        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+    def bind(self, request: object) -> None:
+        project, job_id = callers.project_of(request), self._given(callers.JOB_ID)
+        callers.bind(Caller(self.request_id, job_id, project))
+        metrics.CALLS_STARTED.labels(self.method).inc()
+        if self.quiet:
+            return
+        tracing.enter(self.metadata)
+        ids = {"request_id": self.request_id, "project": project, "job_id": job_id}
+        about = {f"stillhouse.{name}": one for name, one in ids.items() if one}
+        self.span = tracing.begin_call(self.method, "server", about)
 
     def finish(self, code: str) -> None:
         seconds = time.perf_counter() - self.started_s
-        metrics.RPC_SECONDS.labels(self.method, code).observe(seconds)
-        if not self.method.startswith(("/grpc.health", "/grpc.reflection")):
-            _log.debug("rpc", method=self.method, code=code, ms=round(seconds * 1000, 1))
+        metrics.CALL_SECONDS.labels(self.method, code).observe(seconds)
+        if self.quiet:
+            return
+        _log.debug("rpc", method=self.method, code=code, ms=round(seconds * 1000, 1))
+        tracing.end_call(self.span, code, failed=code in _OURS)
+
+    def _given(self, name: str) -> str:
+        value = self.metadata.get(name, "")
+        return value if callers.is_id(value) else ""
 
     def status_of(self, error: BaseException) -> status_pb2.Status:
         if isinstance(error, StillhouseError) and not isinstance(error, Internal):
@@ -97,7 +112,7 @@ class _Call:
 
     async def fail(self, context: Context, error: BaseException) -> None:
         status = self.status_of(error)
-        self.finish(grpc.StatusCode.OK.name if status.code == 0 else str(status.code))
+        self.finish(code_pb2.Code.Name(status.code))
         await context.abort_with_status(rpc_status.to_status(status))
 
 
@@ -125,7 +140,7 @@ def _wrap(handler: Any, call: _Call) -> Any:
 
 def _unary(inner: Callable[[Any, Context], Awaitable[Any]], call: _Call) -> Any:
     async def handle(request: Any, context: Context) -> Any:
-        call.bind()
+        call.bind(request)
         try:
             response = await inner(request, context)
         except (grpc.aio.AbortError, asyncio.CancelledError):
@@ -141,7 +156,7 @@ def _unary(inner: Callable[[Any, Context], Awaitable[Any]], call: _Call) -> Any:
 
 def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], call: _Call) -> Any:
     async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
-        call.bind()
+        call.bind(request)
         try:
             async for response in inner(request, context):
                 yield response

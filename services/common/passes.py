@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common import logs, metrics
+from services.common.accounting import Share, Ticket, note_batch
 from services.common.admission import Place
 from services.common.device import Device
 from services.common.errors import OutOfMemory, is_out_of_memory
@@ -44,12 +45,17 @@ class Entry(Generic[T, R]):
     costs: list[float]
     place: Place
     future: asyncio.Future[list[Served[R]]]
-    queued_s: float
+    ticket: Ticket = field(default_factory=Ticket)
 
     @property
     def flow(self) -> Flow:
         """Whose it is."""
         return self.place.flow
+
+    @property
+    def queued_s(self) -> float:
+        """Since when it waits, by `time.perf_counter`."""
+        return self.ticket.queued_s
 
     @property
     def cost(self) -> float:
@@ -118,13 +124,12 @@ class Passes(Generic[T, R]):
     def _deliver(
         self, entries: list[Entry[T, R]], results: list[R], started_s: float, compute_s: float
     ) -> None:
-        metrics.BATCH_ITEMS.labels(self._name).observe(len(results))
-        metrics.COMPUTE_SECONDS.labels(self._name).observe(compute_s)
+        shares = [Share(entry.ticket, len(entry.items), entry.cost) for entry in entries]
+        note_batch(self._name, shares, started_s=started_s, compute_s=compute_s)
         at = 0
         for entry in entries:
             mine, at = results[at : at + len(entry.items)], at + len(entry.items)
             queue_s = started_s - entry.queued_s
-            metrics.QUEUE_SECONDS.labels(self._name).observe(queue_s)
             if not entry.future.done():
                 entry.future.set_result(
                     [Served(one, queue_s * 1000, compute_s * 1000, len(results)) for one in mine]

@@ -22,13 +22,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
-from services.common import logs, metrics
+from services.common import logs, metrics, stats, tracing
 from services.common.errors import Overloaded
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import ServiceSettings
 
 _log = logs.get(__name__)
 Hook = Callable[[], Awaitable[None]]
+Peers = Callable[[], Awaitable[Sequence[info_pb2.InstanceStats]]]
 LIVE = "live"
 """Name under which health answers whether the process itself is well, whatever it can do just now:
 an orchestrator starts a process anew where this fails, and only sends no calls to one that is not
@@ -45,6 +46,10 @@ async def _nothing() -> None:
     return None
 
 
+async def _nobody() -> Sequence[info_pb2.InstanceStats]:
+    return ()
+
+
 @dataclass(frozen=True)
 class App:
     """What a service hands to `run`.
@@ -52,8 +57,8 @@ class App:
     `register` adds servicers to the server and returns their full names; `start` loads models
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
-    opened. `bound` is told the host and port before `start`. `ready` is set while the service takes
-    work.
+    opened. `bound` is told the host and port before `start`. `peers` asks the services behind this
+    one for their figures. `ready` is set while the service takes work.
     """
 
     service: str
@@ -64,12 +69,13 @@ class App:
     drain: Hook = _nothing
     stop: Hook = _nothing
     bound: Callable[[str, int], None] = lambda host, port: None
+    peers: Peers = _nobody
     device: str = "cpu"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class InfoServicer(info_pb2_grpc.InfoServiceServicer):
-    """Answers InfoService.GetInfo from the settings."""
+    """Answers InfoService: the settings, and the figures of the metrics."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -91,6 +97,14 @@ class InfoServicer(info_pb2_grpc.InfoServiceServicer):
             ),
         )
 
+    async def GetStats(
+        self, request: info_pb2.GetStatsRequest, context: Any
+    ) -> info_pb2.GetStatsResponse:
+        app = self._app
+        own = await asyncio.to_thread(stats.take, app.service, _version(), app.device)
+        peers = await app.peers() if request.include_peers else ()
+        return info_pb2.GetStatsResponse(instances=[own, *peers])
+
 
 def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
     """Return the channel arguments of a server."""
@@ -108,6 +122,7 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
 
 async def run(app: App) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Prints `listening HOST:PORT` when bound."""
+    tracing.start(app.service, _version(), app.settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,7 +137,7 @@ async def run(app: App) -> None:
     port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
     await server.start()
     app.bound(app.settings.host, port)
-    metrics.serve(app.settings.host, app.settings.metrics_port)
+    metrics.start(app.service, _version(), app.device, app.settings)
     print(f"listening {app.settings.host}:{port}", flush=True)
     _log.info(
         "listening",
@@ -143,6 +158,7 @@ async def run(app: App) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await worker
     await app.stop()
+    await asyncio.to_thread(tracing.stop)
     if failed:
         sys.exit(1)
 

@@ -30,6 +30,15 @@ class ServiceSettings(BaseSettings):
     """Port to listen on; 0 lets the system choose and prints it."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port of the Prometheus metrics page on `host`; 0 turns it off."""
+    metrics_projects: int = Field(100, ge=1)
+    """Projects that metrics name; further ones count as `other`."""
+    metrics_models: int = Field(100, ge=1)
+    """Models that metrics name; further ones count as `other`."""
+    otel_endpoint: str = ""
+    """Where traces go: gRPC port of an OpenTelemetry collector, as `host:4317` or
+    `https://host:4317`; empty sends none. Needs the extra `otel`."""
+    otel_sample_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of traces kept, where the caller has not decided."""
     log_level: str = "INFO"
     """Lowest level logged."""
     log_json: bool = False

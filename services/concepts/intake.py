@@ -15,7 +15,7 @@ from PIL import Image
 from stillhouse.common.v1 import items_pb2
 from torch import Tensor
 
-from services.common import images
+from services.common import images, metrics
 from services.common.blobs import BlobStore
 from services.common.fair_pool import FairPool
 from services.common.fairness import Flow
@@ -69,7 +69,10 @@ class Intake:
         """Decode and preprocess one image. Raises ImageError."""
         started_s = time.perf_counter()
         image = images.decode(data, self._limits, at_least_px=reader.decode_px)
-        return Prepared(reader.square(image), (time.perf_counter() - started_s) * 1000)
+        square = reader.square(image)
+        spent_s = time.perf_counter() - started_s
+        metrics.DECODE_SECONDS.observe(spent_s)
+        return Prepared(square, spent_s * 1000)
 
     def close(self) -> None:
         """Stop the decoders."""

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from services.common import metrics
 from services.common.batching import Batcher, Run
 from services.common.catalogue import Catalogue, ImageTextEncoder
 from services.common.device import Device
@@ -134,6 +135,8 @@ class Registry:
 
     async def _put_away(self, served: ServedEncoder) -> None:
         await asyncio.gather(served.images.close(), served.regions.close())
+        for what in ("images", "regions", "texts"):
+            metrics.forget_model(f"{served.model.id} {what}")
         self._compute.forget()
 
     def _entry(self, encoder_id: str) -> ImageTextEncoder:
@@ -178,7 +181,12 @@ class Registry:
             licence,
             self._batcher(images, f"{model.id} images"),
             self._batcher(regions, f"{model.id} regions"),
-            Texts(model.texts, self._device, keep=self._settings.text_cache),
+            Texts(
+                model.texts,
+                self._device,
+                name=f"{model.id} texts",
+                keep=self._settings.text_cache,
+            ),
         )
 
     def _batcher(self, run: Run[Tensor, R], name: str) -> Batcher[Tensor, R]:

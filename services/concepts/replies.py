@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from google.rpc import status_pb2
-from stillhouse.common.v1 import items_pb2
 from stillhouse.concepts.v1 import concepts_pb2
 
 from services.common.batching import Served
@@ -82,13 +80,3 @@ def presences(
         results.append(concepts_pb2.PresenceResult(item_id=item_id, presence=message))
         row += 1
     return results
-
-
-def timings(served: Sequence[Served[Any]], preprocess_ms: float) -> items_pb2.Timings:
-    """What a call spent; a forward pass that served several of its items counts once."""
-    return items_pb2.Timings(
-        queue_ms=max((one.queue_ms for one in served), default=0.0),
-        preprocess_ms=preprocess_ms,
-        compute_ms=sum({one.compute_ms for one in served}),
-        batch_size=max((one.batch_size for one in served), default=0),
-    )

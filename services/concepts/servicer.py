@@ -15,6 +15,7 @@ from stillhouse.common.v1 import items_pb2, tensor_pb2
 from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 from torch import Tensor
 
+from services.common.accounting import Tally
 from services.common.batching import Batcher, Served
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput
@@ -24,6 +25,7 @@ from services.common.interceptors import Context, time_left_s
 from services.common.names import check_id, join, parse
 from services.common.presence import presence
 from services.common.tensors import Array, expect, from_message, to_message
+from services.common.timings import encoding, timings_of, together
 from services.concepts import replies
 from services.concepts.concept_sets import ConceptSets, built_in, check_words
 from services.concepts.filters import FilterSettings, filter_words
@@ -70,11 +72,15 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
         self, request: concepts_pb2.EmbedTextsRequest, context: Context
     ) -> concepts_pb2.EmbedTextsResponse:
         texts = check_texts(request.texts)
+        tally = Tally()
         async with self._encoder(request.encoder) as (project, served):
-            rows = await served.texts.embed(texts, project=project)
-        return concepts_pb2.EmbedTextsResponse(
-            embeddings=to_message(rows), encoder_digest=served.model.digest
-        )
+            rows = await served.texts.embed(texts, project=project, tally=tally)
+        timings = tally.timings()
+        response = concepts_pb2.EmbedTextsResponse(encoder_digest=served.model.digest)
+        with encoding(timings):
+            response.embeddings.CopyFrom(to_message(rows))
+        response.timings.CopyFrom(timings)
+        return response
 
     async def EmbedImages(
         self, request: concepts_pb2.EmbedImagesRequest, context: Context
@@ -85,13 +91,14 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
             outcomes, timings = await self._run(
                 request.items, flow, served, served.images, time_left_s(context)
             )
-        results = [
-            replies.embedding(item.item_id, outcome)
-            for item, outcome in zip(request.items, outcomes, strict=True)
-        ]
-        return concepts_pb2.EmbedImagesResponse(
-            results=results, encoder_digest=served.model.digest, timings=timings
-        )
+        response = concepts_pb2.EmbedImagesResponse(encoder_digest=served.model.digest)
+        with encoding(timings):
+            response.results.extend(
+                replies.embedding(item.item_id, outcome)
+                for item, outcome in zip(request.items, outcomes, strict=True)
+            )
+        response.timings.CopyFrom(timings)
+        return response
 
     async def EmbedRegions(
         self, request: concepts_pb2.EmbedRegionsRequest, context: Context
@@ -102,26 +109,27 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
             outcomes, timings = await self._run(
                 request.items, flow, served, served.regions, time_left_s(context)
             )
-        results = [
-            replies.regions(item.item_id, outcome)
-            for item, outcome in zip(request.items, outcomes, strict=True)
-        ]
-        return concepts_pb2.EmbedRegionsResponse(
-            results=results,
-            encoder_digest=served.model.digest,
-            region_digest=served.model.region_digest,
-            timings=timings,
+        response = concepts_pb2.EmbedRegionsResponse(
+            encoder_digest=served.model.digest, region_digest=served.model.region_digest
         )
+        with encoding(timings):
+            response.results.extend(
+                replies.regions(item.item_id, outcome)
+                for item, outcome in zip(request.items, outcomes, strict=True)
+            )
+        response.timings.CopyFrom(timings)
+        return response
 
     async def ScorePresence(
         self, request: concepts_pb2.ScorePresenceRequest, context: Context
     ) -> concepts_pb2.ScorePresenceResponse:
         concepts = check_words(request.concepts, field="concepts")
         check_batch(request.items, limit=self._settings.max_batch_items)
+        tally = Tally()
         async with self._encoder(request.encoder) as (project, served):
             mu = _mean(request.image_mean, served, field="image_mean")
             tau = _mean(request.text_mean, served, field="text_mean")
-            texts = await served.texts.embed(concepts, project=project)
+            texts = await served.texts.embed(concepts, project=project, tally=tally)
             if tau is None:
                 tau = await self._corpus_mean(served)
             outcomes, timings = await self._run(
@@ -137,11 +145,12 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
             tau,
         )
         ids = [item.item_id for item in request.items]
-        return concepts_pb2.ScorePresenceResponse(
-            results=replies.presences(ids, outcomes, scores),
-            encoder_digest=served.model.digest,
-            timings=timings,
-        )
+        timings = together([tally.timings(), timings])
+        response = concepts_pb2.ScorePresenceResponse(encoder_digest=served.model.digest)
+        with encoding(timings):
+            response.results.extend(replies.presences(ids, outcomes, scores))
+        response.timings.CopyFrom(timings)
+        return response
 
     async def ListConceptSets(
         self, request: concepts_pb2.ListConceptSetsRequest, context: Context
@@ -180,9 +189,10 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
         words = check_words(request.words)
         names = check_texts(request.class_names, field="class_names")
         options = _filter_settings(request.filter, len(words))
+        tally = Tally()
         async with self._encoder(request.encoder) as (project, served):
-            rows = await served.texts.embed(words, project=project)
-            classes = await served.texts.embed(names, project=project)
+            rows = await served.texts.embed(words, project=project, tally=tally)
+            classes = await served.texts.embed(names, project=project, tally=tally)
         done = await asyncio.to_thread(
             filter_words,
             words,
@@ -200,6 +210,7 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
             embeddings=to_message(rows[list(done.kept)]),
             text_mean=to_message(text_mean(rows)),
             encoder_digest=served.model.digest,
+            timings=tally.timings(),
         )
 
     async def ExportEncoder(
@@ -253,7 +264,7 @@ class ConceptsServicer(MemoryRpcs, concepts_pb2_grpc.ConceptsServiceServicer):
         outcomes = [
             one if isinstance(one, status_pb2.Status) else next(answers) for one in prepared
         ]
-        return outcomes, replies.timings(rows, sum(one.spent_ms for one in ready))
+        return outcomes, timings_of(rows, sum(one.spent_ms for one in ready))
 
     async def _corpus_mean(self, served: ServedEncoder) -> Array:
         """The default tau: mean text embedding of the built-in corpus, float32 [D]."""

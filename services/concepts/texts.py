@@ -13,6 +13,8 @@ from functools import partial
 
 import numpy as np
 
+from services.common import metrics
+from services.common.accounting import Tally, noted
 from services.common.device import Device
 from services.common.errors import InvalidInput
 from services.common.fairness import Flow
@@ -43,17 +45,23 @@ def check_texts(texts: Sequence[str], *, field: str = "texts") -> list[str]:
 class Texts:
     """Embeds texts on the encoder's device and keeps the `keep` last used."""
 
-    def __init__(self, embed: Callable[[list[str]], Array], device: Device, *, keep: int) -> None:
-        self._embed, self._device, self._keep = embed, device, keep
+    def __init__(
+        self, embed: Callable[[list[str]], Array], device: Device, *, name: str, keep: int
+    ) -> None:
+        self._embed, self._device, self._name, self._keep = embed, device, name, keep
         self._known: OrderedDict[str, Array] = OrderedDict()
 
-    async def embed(self, texts: Sequence[str], *, project: str = "") -> Array:
-        """Return float16 [texts, D], unit rows."""
+    async def embed(
+        self, texts: Sequence[str], *, project: str = "", tally: Tally | None = None
+    ) -> Array:
+        """Return float16 [texts, D], unit rows; `tally` adds up what that took."""
         found = {text: self._known[text] for text in texts if text in self._known}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
+        metrics.look_up("texts", hits=len(found), misses=len(missing))
         for at in range(0, len(missing), _AT_ONCE):
             part = missing[at : at + _AT_ONCE]
-            rows = await self._device.run(partial(self._embed, part), flow=Flow(project))
+            work = noted(partial(self._embed, part), self._name, items=len(part), tally=tally)
+            rows = await self._device.run(work, flow=Flow(project))
             found.update(zip(part, rows, strict=True))
         self._remember(found)
         return np.stack([found[text] for text in texts])

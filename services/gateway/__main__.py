@@ -35,6 +35,7 @@ def build(settings: GatewaySettings) -> server.App:
         stop=gateway.stop,
         bound=gateway.edge.bound,
         ready=gateway.ready,
+        peers=gateway.instances.stats,
     )
 
 

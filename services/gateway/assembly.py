@@ -27,6 +27,7 @@ from services.gateway.datasets_servicer import DatasetServicer
 from services.gateway.http.edge import Edge
 from services.gateway.image_embeddings import ImageEmbeddings
 from services.gateway.inference import GatewayInference
+from services.gateway.instances import Instances
 from services.gateway.jobs.classifier import classifier_job
 from services.gateway.jobs.concept import concept_job
 from services.gateway.jobs.engine import Engine, Story
@@ -34,6 +35,7 @@ from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.heartbeat import Heartbeat
 from services.gateway.jobs.job import Tools
 from services.gateway.jobs.language import language_job
+from services.gateway.jobs.observing import Census
 from services.gateway.jobs.prune import prune_job
 from services.gateway.jobs.teacher_head import teacher_head_job
 from services.gateway.jobs.tuneshift import tuneshift_job
@@ -78,6 +80,8 @@ class Gateway:
             sandbox=sandbox_or_reason() if settings.run_python_tests else None,
         )
         self.engine = Engine(tools, STORIES)
+        self.census = Census(self.store)
+        self.instances = Instances(settings)
         self.heartbeat = Heartbeat(
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
@@ -131,6 +135,7 @@ class Gateway:
         await self.edge.start()
         await self.engine.start()
         self.heartbeat.start()
+        self.census.start()
         await self.runner.resume()
 
     async def canary(self) -> None:
@@ -146,10 +151,12 @@ class Gateway:
         """Interrupt jobs and ingests, which go on at the next start, and close everything."""
         await self.edge.stop()
         await self.heartbeat.stop()
+        await self.census.stop()
         await self.engine.stop()
         await self.runner.stop()
         await self.cache.close()
         await self.peers.close()
+        await self.instances.close()
         self.store.close()
 
     def _inference(self) -> GatewayInference:

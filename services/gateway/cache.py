@@ -184,5 +184,4 @@ class EmbeddingCache:
     def _count(self, found: Sequence[object | None]) -> None:
         hits = sum(one is not None for one in found)
         self.hits, self.misses = self.hits + hits, self.misses + len(found) - hits
-        metrics.CACHE_LOOKUPS.labels("hit").inc(hits)
-        metrics.CACHE_LOOKUPS.labels("miss").inc(len(found) - hits)
+        metrics.look_up("regions", hits=hits, misses=len(found) - hits)

@@ -77,7 +77,8 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             sampling=request.sampling,
             stream_text=True,
         )
-        stream = self._peers.teacher.Generate(call, timeout=self._peers.shard_timeout_s)
+        generate, timeout_s = self._peers.teacher.Generate, self._peers.shard_timeout_s
+        stream = self._peers.stream(generate, call, timeout_s=timeout_s)
         try:
             async for event in stream:
                 kind = event.WhichOneof("event")

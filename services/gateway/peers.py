@@ -15,6 +15,7 @@ from stillhouse.inference.v2 import open_inference_pb2_grpc
 from stillhouse.student.v1 import student_pb2_grpc
 from stillhouse.teacher.v1 import teacher_pb2_grpc
 
+from services.common import callers
 from services.common.channels import call, open_channel, retrying
 from services.common.errors import StillhouseError
 from services.common.parts import in_parts
@@ -89,6 +90,11 @@ class Peers:
             except StillhouseError:  # away: the call itself will say so, and is what is repeated
                 pass
         return in_parts(items, bytes_of, limits)
+
+    def stream(self, method: Callable[..., Any], request: Any, *, timeout_s: float | None) -> Any:
+        """Start a call with many answers, on behalf of this task's caller; whoever reads it cancels
+        it at the end. Without `timeout_s` it may last for ever."""
+        return method(request, timeout=timeout_s, metadata=callers.outgoing())
 
     async def insist(
         self,

@@ -18,6 +18,7 @@ from services.common import images, inputs, tensors
 from services.common.blobs import BlobStore, is_digest
 from services.common.catalogue import Catalogue
 from services.common.errors import Internal, Precondition, StillhouseError
+from services.common.timings import together
 from services.gateway.cache import EmbeddingCache, Regions
 from services.gateway.keys import RegionSpace
 from services.gateway.peers import Peers
@@ -71,44 +72,51 @@ class StudentCalls:
 
     async def predict(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
-    ) -> list[student_pb2.PredictResult]:
-        """Return one result per item, in order."""
-        found = await self.regions(student, items)
-        left = iter(await self.ask_predict(student, items, found))
+    ) -> tuple[list[student_pb2.PredictResult], items_pb2.Timings]:
+        """Return one result per item, in order, and what they took."""
+        found, spent = await self.regions(student, items)
+        answered, also_spent = await self.ask_predict(student, items, found)
+        left = iter(answered)
         results = []
         for item, one in zip(items, found, strict=True):
             failed = isinstance(one, status_pb2.Status)
             result = student_pb2.PredictResult(error=one) if failed else next(left)
             result.item_id = item.item_id
             results.append(result)
-        return results
+        return results, together([spent, also_spent])
 
     async def explain(
         self, student: Serving, items: Sequence[items_pb2.ImageInput], label: str, top: int
-    ) -> list[pb.ImageExplanation]:
-        """Return one explanation per item, in order, with the boxes of its regions."""
-        found, frames = await asyncio.gather(
+    ) -> tuple[list[pb.ImageExplanation], items_pb2.Timings]:
+        """Return one explanation per item, in order, with the boxes of its regions, and what they
+        took."""
+        (found, spent), frames = await asyncio.gather(
             self.regions(student, items),
             asyncio.gather(*(self._frame(student, item) for item in items)),
         )
-        left = iter(await self.ask_explain(student, items, found, label, top))
-        return [
+        answered, also_spent = await self.ask_explain(student, items, found, label, top)
+        left = iter(answered)
+        results = [
             _explained(item, one, None if isinstance(one, status_pb2.Status) else next(left), frame)
             for item, one, frame in zip(items, found, frames, strict=True)
         ]
+        return results, together([spent, also_spent])
 
     async def ask_predict(
         self, student: Serving, items: Sequence[items_pb2.ImageInput], found: Sequence[Outcome]
-    ) -> list[student_pb2.PredictResult]:
-        """Return the results of the items that have regions, in order."""
+    ) -> tuple[list[student_pb2.PredictResult], items_pb2.Timings]:
+        """Return the results of the items that have regions, in order, and what they took."""
         answered: list[student_pb2.PredictResult] = []
+        spent: list[items_pb2.Timings] = []
         for part in await self._student_parts(_inputs(items, found, student.file)):
             request = student_pb2.PredictRequest(
                 project=student.project, student=student.ref, items=part
             )
             method = self._peers.student.Predict
-            answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
-        return answered
+            response = await self._peers.ask(method, request, timeout_s=_STUDENT_S)
+            answered += response.results
+            spent.append(response.timings)
+        return answered, together(spent)
 
     async def ask_explain(
         self,
@@ -117,26 +125,30 @@ class StudentCalls:
         found: Sequence[Outcome],
         label: str,
         top: int,
-    ) -> list[student_pb2.ExplainResult]:
-        """Return the results of the items that have regions, in order."""
+    ) -> tuple[list[student_pb2.ExplainResult], items_pb2.Timings]:
+        """Return the results of the items that have regions, in order, and what they took."""
         answered: list[student_pb2.ExplainResult] = []
+        spent: list[items_pb2.Timings] = []
         for part in await self._student_parts(_inputs(items, found, student.file)):
             request = student_pb2.ExplainRequest(
                 project=student.project, student=student.ref, items=part, label=label, top=top
             )
             method = self._peers.student.Explain
-            answered += (await self._peers.ask(method, request, timeout_s=_STUDENT_S)).results
-        return answered
+            response = await self._peers.ask(method, request, timeout_s=_STUDENT_S)
+            answered += response.results
+            spent.append(response.timings)
+        return answered, together(spent)
 
     async def regions(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]
-    ) -> list[Outcome]:
-        """Regions of every item, or why there are none. What a job has embedded is not embedded
-        again; what is embedded here is not kept, since no job may depend on our batches. Raises
-        Precondition where the encoder is not the student's."""
+    ) -> tuple[list[Outcome], items_pb2.Timings]:
+        """Regions of every item, or why there are none, and what they took. What a job has embedded
+        is not embedded again; what is embedded here is not kept, since no job may depend on our
+        batches. Raises Precondition where the encoder is not the student's."""
         known = await self._known(student, items)
         missing = [item for item, one in zip(items, known, strict=True) if one is None]
         fresh: list[Outcome] = []
+        spent: list[items_pb2.Timings] = []
         for part in await self._peers.parts("concepts", missing, _item_bytes):
             request = concepts_pb2.EmbedRegionsRequest(encoder=student.encoder, items=part)
             method = self._peers.concepts.EmbedRegions
@@ -147,10 +159,11 @@ class StudentCalls:
             }
             check_encoder(student.file, now)
             fresh += [_outcome(result) for result in response.results]
+            spent.append(response.timings)
         if len(fresh) != len(missing):
             raise Internal("the encoder answered with another number of items")
         left = iter(fresh)
-        return [next(left) if one is None else one for one in known]
+        return [next(left) if one is None else one for one in known], together(spent)
 
     async def _known(
         self, student: Serving, items: Sequence[items_pb2.ImageInput]

@@ -6,7 +6,6 @@ An image's regions are embedded once, whatever is asked of them.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +32,7 @@ from services.common.inference.students import (
     top_of,
 )
 from services.common.interceptors import Context
+from services.common.timings import together
 from services.gateway import students
 from services.gateway.cache import Regions
 from services.gateway.paging import page
@@ -98,15 +98,13 @@ class StudentInference(StudentAccess):
         assert model.serving is not None
         if label := call.text(LABEL):
             model.serving.file.class_index(label)
-        started_s = time.perf_counter()
         items = await read_images(call, self._limits)
-        found = await self._calls.regions(model.serving, items)
+        found, spent = await self._calls.regions(model.serving, items)
         for at, one in enumerate(found):
             if isinstance(one, status_pb2.Status):
                 raise failed(at, from_status(one))
-        outputs = await self._outputs(model.serving, call, items, found)
-        spent_ms = (time.perf_counter() - started_s) * 1000
-        timings = items_pb2.Timings(compute_ms=spent_ms, batch_size=len(items))
+        outputs, also_spent = await self._outputs(model.serving, call, items, found)
+        timings = together([spent, *also_spent])
         return Answer(model.version, len(items), outputs, model.classes, timings)
 
     async def is_ready(self, name: str, version: str, context: Context) -> bool:
@@ -142,16 +140,21 @@ class StudentInference(StudentAccess):
         call: InferCall,
         items: Sequence[items_pb2.ImageInput],
         found: Sequence[Outcome],
-    ) -> list[Output]:
+    ) -> tuple[list[Output], list[items_pb2.Timings]]:
+        """The outputs, and what the calls for them took."""
         calls, top = self._calls, top_of(call)
         rows = [one.embeddings[0] for one in found if isinstance(one, Regions)]
         outputs = [Output.numbers(EMBEDDINGS, np.stack(rows))]
-        predictions = await calls.ask_predict(serving, items, found)
+        predictions, predicting = await calls.ask_predict(serving, items, found)
+        spent = [predicting]
         outputs += prediction_outputs(predictions_of(predictions, failed))
         if asks_contributions(call):
-            results = await calls.ask_explain(serving, items, found, call.text(LABEL), top)
+            results, explaining = await calls.ask_explain(
+                serving, items, found, call.text(LABEL), top
+            )
+            spent.append(explaining)
             outputs += contribution_outputs(explanations_of(results, failed), top)
-        return outputs
+        return outputs, spent
 
 
 def _student_name(name: str) -> ModelName:

@@ -75,11 +75,12 @@ class StudentsServicer(
     ) -> pb.PredictImagesResponse:
         inputs.check_batch(request.items, limit=self._max_batch_items)
         student, row, ready = await self._serving(request.student, request.version, "promoted")
-        results = await self._calls.predict(ready, request.items)
+        results, timings = await self._calls.predict(ready, request.items)
         return pb.PredictImagesResponse(
             results=results,
             classes=ready.file.classes,
             version=students.version_name(student, row.number),
+            timings=timings,
         )
 
     async def ExplainImages(
@@ -91,9 +92,10 @@ class StudentsServicer(
         student, row, ready = await self._serving(request.student, request.version, "head")
         if request.label:
             ready.file.class_index(request.label)
-        results = await self._calls.explain(ready, request.items, request.label, request.top)
+        explain = self._calls.explain(ready, request.items, request.label, request.top)
+        results, timings = await explain
         version = students.version_name(student, row.number)
-        return pb.ExplainImagesResponse(results=results, version=version)
+        return pb.ExplainImagesResponse(results=results, version=version, timings=timings)
 
     async def ExportStudent(
         self, request: pb.ExportStudentRequest, context: Context

@@ -48,6 +48,7 @@ def build(settings: StudentSettings) -> server.App:
         canary=servicer.canary,
         stop=servicer.close,
         ready=ready,
+        device=settings.device,
     )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from google.rpc import code_pb2, status_pb2
 from stillhouse.student.v1 import student_pb2
 
-from services.common import logs
+from services.common import accounting, callers, logs, metrics
 from services.common.errors import Cancelled, Internal, Overloaded, PeerUnavailable
 from services.student import workers
 from services.student.recipes import Surroundings, shares_work
@@ -113,6 +114,7 @@ class RunManager:
             return self._live[folder.path]
         limit = self._settings.max_runs + self._settings.max_waiting_runs
         if len(self._live) >= limit:
+            metrics.refuse("training", 1, reason=Overloaded.reason)
             raise Overloaded(f"{len(self._live)} runs are queued; the limit is {limit}")
         run = self._live[folder.path] = Run(folder)
         run.task = asyncio.create_task(self._supervise(run), name=f"run {folder.path.name}")
@@ -124,8 +126,13 @@ class RunManager:
             if self._slots.locked():
                 await asyncio.to_thread(writer.progress, "waiting for a free slot", 0, 0)
                 run.ring()
-            async with self._slots:
-                await self._attempts(run)
+            with _counted("waiting"):
+                await self._slots.acquire()
+            try:
+                with _counted("active"):
+                    await self._attempts(run)
+            finally:
+                self._slots.release()
         except asyncio.CancelledError:
             if run.stopping:
                 await self._fail(run, Cancelled("the run was stopped").to_status())
@@ -160,8 +167,10 @@ class RunManager:
         run.worker = await Crew.start(work, ranks)
         if run.stopping:  # asked for while the process was being made
             run.worker.signal(signal.SIGKILL)
+        devices = world if self._settings.device.startswith("cuda") else 1
         try:
-            return await run.worker.wait(run.ring)
+            async with accounting.training(run.folder.path.parent.name, devices=devices):
+                return await run.worker.wait(run.ring)
         finally:
             run.worker = None
 
@@ -185,6 +194,7 @@ class RunManager:
             ),
             log_level=settings.log_level,
             log_json=settings.log_json,
+            caller=callers.current(),
         )
 
     async def _terminate(self, child: Crew) -> None:
@@ -198,6 +208,11 @@ class RunManager:
     async def _fail(self, run: Run, status: status_pb2.Status) -> None:
         writer = await asyncio.to_thread(run.folder.next_writer)
         await asyncio.to_thread(writer.finish, status)
+
+
+def _counted(state: str) -> AbstractContextManager[None]:
+    """Count a run in a state while a block runs."""
+    return metrics.TRAINING_RUNS.labels(state).track_inprogress()
 
 
 def _is_final(outcome: student_pb2.TrainResponse | None) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+from stillhouse.common.v1 import items_pb2
 from stillhouse.student.v1 import student_pb2, student_pb2_grpc
 
+from services.common.accounting import Tally, noted
 from services.common.blobs import BlobStore, check_digest
 from services.common.errors import Internal, InvalidInput
 from services.common.inputs import check_batch
 from services.common.interceptors import Context
 from services.common.names import check_id, parse
+from services.common.timings import encoding
 from services.student import explain, export
 from services.student.classifier.options import check_classifier
 from services.student.inference import StudentInference
@@ -74,12 +77,15 @@ class StudentServicer(student_pb2_grpc.StudentServiceServicer):
         self._check_ref(request.project, request.student)
         check_batch(request.items, limit=self._settings.max_batch_items)
 
-        def work() -> student_pb2.PredictResponse:
+        def work() -> tuple[list[student_pb2.PredictResult], Sequence[str]]:
             student = self._library.student(request.project, request.student)
-            results = explain.predict(student, request.items)
-            return student_pb2.PredictResponse(results=results, classes=student.classes)
+            return explain.predict(student, request.items), student.classes
 
-        return await self._in(self._online, work)
+        (results, classes), timings = await self._answer(work, len(request.items))
+        with encoding(timings):
+            response = student_pb2.PredictResponse(results=results, classes=classes)
+        response.timings.CopyFrom(timings)
+        return response
 
     async def Explain(
         self, request: student_pb2.ExplainRequest, context: Context
@@ -87,12 +93,15 @@ class StudentServicer(student_pb2_grpc.StudentServiceServicer):
         self._check_ref(request.project, request.student)
         check_batch(request.items, limit=self._settings.max_batch_items)
 
-        def work() -> student_pb2.ExplainResponse:
+        def work() -> list[student_pb2.ExplainResult]:
             student = self._library.student(request.project, request.student)
-            results = explain.explain(student, request.items, request.label, request.top)
-            return student_pb2.ExplainResponse(results=results)
+            return explain.explain(student, request.items, request.label, request.top)
 
-        return await self._in(self._online, work)
+        results, timings = await self._answer(work, len(request.items))
+        with encoding(timings):
+            response = student_pb2.ExplainResponse(results=results)
+        response.timings.CopyFrom(timings)
+        return response
 
     async def Refit(
         self, request: student_pb2.RefitRequest, context: Context
@@ -144,6 +153,13 @@ class StudentServicer(student_pb2_grpc.StudentServiceServicer):
         check_id(project, field="project")
         check_digest(ref.weights_digest, field="student.weights_digest")
         check_digest(ref.card_digest, field="student.card_digest")
+
+    async def _answer(self, work: Callable[[], R], items: int) -> tuple[R, items_pb2.Timings]:
+        """Answer a call on `items` images; the arithmetic is numpy's, whatever trains elsewhere."""
+        tally = Tally()
+        mine = noted(work, "students", items=items, tally=tally, device="cpu")
+        found = await self._in(self._online, mine)
+        return found, tally.timings()
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], R]) -> R:
         return await asyncio.get_running_loop().run_in_executor(pool, work)

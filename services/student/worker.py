@@ -15,8 +15,9 @@ from pathlib import Path
 
 from stillhouse.student.v1 import student_pb2
 
-from services.common import logs
+from services.common import callers, logs
 from services.common.blobs import BlobStore
+from services.common.callers import Caller
 from services.common.errors import Internal, OutOfSpace, StillhouseError, is_out_of_space
 from services.student.ranks import join
 from services.student.recipes import Surroundings, Training, train
@@ -39,6 +40,8 @@ class Assignment:
     surroundings: Surroundings
     log_level: str
     log_json: bool
+    caller: Caller = Caller()
+    """Whom the run is for: the ids of its log lines."""
     rank: int = 0
     world: int = 1
     """Processes of the run; each has an assignment of its own."""
@@ -49,6 +52,7 @@ def work(assignment: Assignment, ring: Ring) -> int:
     but the first write errors alone, and return 0 without one."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     logs.configure("student-worker", level=assignment.log_level, json=assignment.log_json)
+    callers.bind(assignment.caller)
     writer = Writer(RunDir(assignment.run_dir), assignment.epoch)
     try:
         if assignment.rank == 0:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.common import metrics
 from services.common.batching import Batcher
 from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue, ImageModel, LanguageModel
@@ -151,6 +152,7 @@ class Registry:
     async def _put_away(self, served: ServedModel) -> None:
         if served.head is None:  # a head shares the queue of its trunk
             await served.batcher.close()
+            metrics.forget_model(served.classifier.id)
             self._compute.forget()
 
     async def _load(self, key: Key) -> Loaded[ServedModel]:

@@ -17,7 +17,7 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 from torch import Tensor
 
-from services.common import images
+from services.common import images, metrics
 from services.common.batching import Served
 from services.common.blobs import BlobStore, digest_of
 from services.common.fair_pool import FairPool
@@ -27,6 +27,7 @@ from services.common.interceptors import Context, time_left_s
 from services.common.names import check_id, join, parse
 from services.common.pages import page
 from services.common.tensors import to_message
+from services.common.timings import encoding, timings_of
 from services.teacher.language.calls import LanguageCalls
 from services.teacher.memory_rpcs import MemoryRpcs
 from services.teacher.registry import Registry
@@ -120,17 +121,17 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
             for one, row in zip(waiting, answers, strict=True):
                 served.remembered.put(project, one.digest, row)
         given = iter(zip(waiting, answers, strict=True))
-        results = [
-            _failure(item.item_id, p)
-            if isinstance(p, status_pb2.Status)
-            else _answer(item.item_id, served, request, *next(given))
-            for item, p in zip(request.items, prepared, strict=True)
-        ]
-        return teacher_pb2.ClassifyResponse(
-            results=results,
-            model_digest=served.classifier.digest,
-            timings=_timings(waiting, rows),
-        )
+        spent = timings_of(rows, sum(one.preprocess_ms for one in waiting))
+        response = teacher_pb2.ClassifyResponse(model_digest=served.classifier.digest)
+        with encoding(spent):
+            response.results.extend(
+                _failure(item.item_id, p)
+                if isinstance(p, status_pb2.Status)
+                else _answer(item.item_id, served, request, *next(given))
+                for item, p in zip(request.items, prepared, strict=True)
+            )
+        response.timings.CopyFrom(spent)
+        return response
 
     async def Score(
         self, request: teacher_pb2.ScoreRequest, context: Context
@@ -173,9 +174,11 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
     async def _prepare(
         self, item: items_pb2.ImageInput, flow: Flow, served: ServedModel
     ) -> _Prepared:
-        known = served.remembered.get(flow.project, item.digest) if flow.shard else None
-        if item.digest and known:
-            return _Prepared(item.digest, None, known)
+        if flow.shard and item.digest:
+            row = served.remembered.get(flow.project, item.digest)
+            metrics.look_up("outputs", hits=int(row is not None), misses=int(row is None))
+            if row is not None:
+                return _Prepared(item.digest, None, row)
         data = await read_bytes(item, self._blobs, flow.project)
         return await self._decoders.run(partial(self._read, data, item.digest, served), flow=flow)
 
@@ -185,8 +188,9 @@ class TeacherServicer(MemoryRpcs, teacher_pb2_grpc.TeacherServiceServicer):
         classifier = served.classifier
         smaller_px = classifier.preprocessing.decode_px
         square = classifier.square(images.decode(data, self._limits, at_least_px=smaller_px))
-        spent_ms = (time.perf_counter() - started_s) * 1000
-        return _Prepared(digest or digest_of(data), square, None, spent_ms)
+        spent_s = time.perf_counter() - started_s
+        metrics.DECODE_SECONDS.observe(spent_s)
+        return _Prepared(digest or digest_of(data), square, None, spent_s * 1000)
 
     async def canary(self) -> None:
         """Classify one small image with the preloaded model, or score a few tokens, through the
@@ -256,12 +260,3 @@ def _answer(
     if teacher_pb2.CLASSIFY_OUTPUT_FEATURES in outputs:
         answer.features.CopyFrom(to_message(row[1]))
     return teacher_pb2.ClassifyResult(item_id=item_id, classification=answer)
-
-
-def _timings(prepared: list[_Prepared], rows: list[Served[Row]]) -> items_pb2.Timings:
-    return items_pb2.Timings(
-        queue_ms=max((row.queue_ms for row in rows), default=0.0),
-        preprocess_ms=sum(one.preprocess_ms for one in prepared),
-        compute_ms=sum({row.compute_ms for row in rows}),
-        batch_size=max((row.batch_size for row in rows), default=0),
-    )

@@ -13,16 +13,16 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 from torch import Tensor
 
-from services.common import images
+from services.common import images, metrics
 from services.common.admission import Place
 from services.common.augmentation import Augmentation, read_augmentation
-from services.common.batching import Served
 from services.common.blobs import BlobStore, digest_of
 from services.common.errors import InvalidInput
 from services.common.fair_pool import FairPool
 from services.common.fairness import Flow
 from services.common.inputs import each, read_bytes
 from services.common.tensors import to_message
+from services.common.timings import encoding, timings_of, together
 from services.teacher.served import Row, ServedModel
 from services.teacher.settings import TeacherSettings
 from services.torch_common.augment import view_pixels
@@ -92,16 +92,18 @@ class ViewCalls:
         squares = [s for one in prepared if isinstance(one, _Views) for s in one.squares]
         rows = await served.batcher.submit(squares, place=place)
         remaining = iter(rows)
-        for item, one in zip(items, prepared, strict=True):
-            if isinstance(one, status_pb2.Status):
-                response.results.add(item_id=item.item_id, error=one)
-                continue
-            answers = [next(remaining).result for _ in one.squares]
-            response.results.add(
-                item_id=item.item_id, classification=_answer(answers, served, request)
-            )
-            response.timings.preprocess_ms += one.preprocess_ms
-        _add_timings(response.timings, rows)
+        good = [one for one in prepared if isinstance(one, _Views)]
+        spent = timings_of(rows, sum(one.preprocess_ms for one in good))
+        with encoding(spent):
+            for item, one in zip(items, prepared, strict=True):
+                if isinstance(one, status_pb2.Status):
+                    response.results.add(item_id=item.item_id, error=one)
+                    continue
+                answers = [next(remaining).result for _ in one.squares]
+                response.results.add(
+                    item_id=item.item_id, classification=_answer(answers, served, request)
+                )
+        response.timings.CopyFrom(together([response.timings, spent]))
 
     def _views(
         self, data: bytes, digest: str, served: ServedModel, augmentation: Augmentation
@@ -114,7 +116,9 @@ class ViewCalls:
             stage(as_square(view_pixels(image, name, view, augmentation, preprocessing)))
             for view in range(augmentation.views)
         ]
-        return _Views(squares, (time.perf_counter() - started_s) * 1000)
+        spent_s = time.perf_counter() - started_s
+        metrics.DECODE_SECONDS.observe(spent_s)
+        return _Views(squares, spent_s * 1000)
 
 
 def check_outputs_fit(
@@ -167,9 +171,3 @@ def _answer(
     if teacher_pb2.CLASSIFY_OUTPUT_FEATURES in outputs:
         answer.features.CopyFrom(to_message(np.stack([row[1] for row in rows])))
     return answer
-
-
-def _add_timings(timings: items_pb2.Timings, rows: Sequence[Served[Row]]) -> None:
-    timings.queue_ms = max(timings.queue_ms, *(row.queue_ms for row in rows), 0.0)
-    timings.compute_ms += sum({row.compute_ms for row in rows})
-    timings.batch_size = max(timings.batch_size, *(row.batch_size for row in rows), 0)

@@ -31,7 +31,7 @@ from stillhouse.student.v1 import student_pb2
 from services.common import tensors
 from services.common.errors import InvalidInput, NotFound
 from services.common.interceptors import ErrorInterceptor
-from tests.client import fake_history, fake_language
+from tests.client import fake_history, fake_language, fake_stats
 from tests.support import photo
 
 P = "projects/default"
@@ -79,6 +79,9 @@ class Info(info_pb2_grpc.InfoServiceServicer):
     async def GetInfo(self, request: Any, context: Any) -> info_pb2.GetInfoResponse:
         limits = info_pb2.Limits(max_message_bytes=8 << 20, max_batch_items=BATCH)
         return info_pb2.GetInfoResponse(service="gateway", version="0.1.0", limits=limits)
+
+    async def GetStats(self, request: Any, context: Any) -> info_pb2.GetStatsResponse:
+        return fake_stats.answer(request)
 
 
 class Datasets(datasets_pb2_grpc.DatasetServiceServicer):

@@ -232,7 +232,11 @@ def test_filters_say_why_a_word_is_dropped(stub: Stub) -> None:
     assert {one.word for one in reply.dropped} == {words[1], words[3]}
     assert all(one.reason for one in reply.dropped)
     texts = concepts_pb2.EmbedTextsRequest(encoder=ENCODER, texts=words)
-    rows = from_message(stub.EmbedTexts(texts, timeout=60).embeddings)
+    embedded = stub.EmbedTexts(texts, timeout=60)
+    for spent in (reply.timings, embedded.timings):
+        assert spent.compute_ms > 0
+        assert spent.batch_size == len(words)
+    rows = from_message(embedded.embeddings)
     np.testing.assert_array_equal(from_message(reply.embeddings), rows[[0, 2]])
     np.testing.assert_allclose(
         from_message(reply.text_mean), rows.astype(np.float64).mean(0), atol=1e-6

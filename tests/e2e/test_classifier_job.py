@@ -68,7 +68,7 @@ def passes(port: int) -> Passes:
     def total(pattern: str) -> int:
         return round(sum(float(one) for one in re.findall(pattern + r" ([0-9.e+]+)$", text, re.M)))
 
-    calls = total(r'^stillhouse_rpc_seconds_count\{[^}]*Classify"[^}]*\}')
+    calls = total(r'^grpc_server_call_duration_seconds_count\{[^}]*Classify"[^}]*\}')
     return Passes(calls, total(r"^stillhouse_batch_items_sum\{[^}]*\}"))
 
 

@@ -133,9 +133,10 @@ async def test_a_caller_that_leaves_ends_the_call(tmp_path: Path) -> None:
         await reader.read()
 
     def cancelled() -> float:
-        method = "/stillhouse.gateway.v1.ModelService/ListTeachers"
-        labels = {"method": method, "code": "CANCELLED"}
-        return REGISTRY.get_sample_value("stillhouse_rpc_seconds_count", labels) or 0.0
+        method = "stillhouse.gateway.v1.ModelService/ListTeachers"
+        labels = {"grpc_method": method, "grpc_status": "CANCELLED"}
+        name = "grpc_server_call_duration_seconds_count"
+        return REGISTRY.get_sample_value(name, labels) or 0.0
 
     teacher = await asyncio.start_server(silent, "127.0.0.1", 0)
     address = f"127.0.0.1:{teacher.sockets[0].getsockname()[1]}"

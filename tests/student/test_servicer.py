@@ -95,6 +95,9 @@ def test_report_says_what_the_student_does(running, data, trained, report):
     assert report["student"]["fidelity"]["value"] == pytest.approx(agree, abs=1e-9)
     for one in response.results:
         assert from_message(one.prediction.probabilities).sum() == pytest.approx(1, abs=1e-5)
+    spent = response.timings
+    assert min(spent.compute_ms, spent.queue_ms, spent.encode_ms) > 0
+    assert spent.batch_size == len(items)
 
 
 def test_same_recipe_under_another_id_gives_the_same_bytes(running, data, trained):

@@ -145,6 +145,9 @@ async def test_targets_of_a_text_shard(here: World, folder: Path) -> None:
     assert reply.blob == again.blob
     found = TargetShard.from_bytes(here.blobs.get("default", reply.blob.digest))
     assert (len(found), found.token_count) == (reply.sequence_count, reply.token_count)
+    spent = reply.timings
+    assert min(spent.preprocess_ms, spent.compute_ms, spent.encode_ms, spent.queue_ms) > 0
+    assert spent.batch_size >= 1
     assert len(reply.skipped) == 1
     assert reply.skipped[0].startswith("record 2:")
     assert reply.bytes_per_token == pytest.approx(found.bytes_per_token)
@@ -203,6 +206,9 @@ async def test_written_text_is_streamed_and_repeatable(here: World, folder: Path
         logits = tiny.model(ids).logits[0, -len(made) - 1 : -1, : tiny.vocab_size]
         likely = logits.log_softmax(-1).gather(1, ids[0, -len(made) :, None]).sum()
         assert done[at].log_probability == pytest.approx(float(likely), abs=1e-2)
+        spent = done[at].timings
+        assert spent.compute_ms > 0
+        assert (spent.preprocess_ms > 0, spent.batch_size) == (True, 3)
     again = await _generate(here, prompts, temperature=1.0, seed=7, max_tokens=20)
     assert [e for e in again if e.text] == [e for e in events if e.text]
     alone = await _generate(here, prompts[1:2], temperature=1.0, seed=7, max_tokens=20)

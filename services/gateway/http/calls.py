@@ -11,14 +11,14 @@ import grpc.aio
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
 
+from services.common.callers import REQUEST_ID
 from services.common.errors import InvalidInput
-from services.common.interceptors import REQUEST_ID
 from services.gateway.http.rules import Rule
 
 T = TypeVar("T")
 CALL_S = 600.0
 """Deadline of a call with one answer; a cold model may have to load first."""
-_PASSED = ("authorization", "cookie")
+_PASSED = ("authorization", "cookie", "traceparent", "tracestate")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 
 

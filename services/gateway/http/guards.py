@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.common.callers import REQUEST_ID, is_id
 from services.common.hosts import is_loopback
-from services.common.interceptors import REQUEST_ID, is_request_id
 from services.gateway.http import statuses
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -48,7 +48,7 @@ class Guards:
             return
         headers = Headers(scope=scope)
         given = headers.get(REQUEST_ID, "")
-        request_id = given if is_request_id(given) else uuid.uuid4().hex
+        request_id = given if is_id(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_guarded(message: Message) -> None:

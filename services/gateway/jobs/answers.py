@@ -176,8 +176,9 @@ async def _generate(tools: Tools, request: teacher_pb2.GenerateRequest) -> list[
     """Collect the last events of all items. Raises PeerUnavailable where the stream is short."""
     answers: dict[int, Answer] = {}
     try:
-        stream = tools.peers.teacher.Generate(request, timeout=tools.peers.shard_timeout_s)
-        async for event in stream:
+        peers = tools.peers
+        method, timeout_s = peers.teacher.Generate, peers.shard_timeout_s
+        async for event in peers.stream(method, request, timeout_s=timeout_s):
             kind = event.WhichOneof("event")
             if kind == "generation":
                 answers[event.index] = _answer(event.generation)

@@ -23,7 +23,7 @@ from stillhouse.student.v1 import student_pb2
 
 from services.common import logs
 from services.common.errors import Internal, StillhouseError, from_status
-from services.gateway.jobs import records
+from services.gateway.jobs import observing, records
 from services.gateway.jobs.job import Job, Tools
 from services.gateway.outages import outlast
 from services.gateway.store import JobRow
@@ -141,18 +141,21 @@ class Engine:
         task = asyncio.current_task()
         assert task is not None
         self._running[workflow_id(row)] = task
+        span = observing.begin(job)
         try:
             started = "started" if row.state == "QUEUED" else "taken up again after a restart"
             await self._say(job, started, state="RUNNING")
-            made = await self._stories[str(job.spec.WhichOneof("spec"))](job)
+            made = await self._stories[job.kind](job)
         except Exception as error:
             status = _status_of(error)
+            span.fail(status.message)
             is_bug = not isinstance(error, StillhouseError | PortableWorkflowError)
             _log.error("job failed", job=job.name, why=str(error), exc_info=is_bug)
             await self._say(job, f"failed: {status.message}", state="FAILED", error=status)
         else:
             await self._say(job, "finished", state="SUCCEEDED", result=made)
         finally:
+            span.end()
             with contextlib.suppress(KeyError):
                 del self._running[workflow_id(row)]
 

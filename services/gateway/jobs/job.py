@@ -15,7 +15,7 @@ from services.common.blobs import BlobStore
 from services.common.errors import OutOfSpace, is_out_of_space
 from services.common.sandbox import Sandbox
 from services.gateway.cache import EmbeddingCache
-from services.gateway.jobs import records
+from services.gateway.jobs import observing, records
 from services.gateway.jobs.feed import Feed
 from services.gateway.jobs.progress import Progress
 from services.gateway.outages import outlast
@@ -55,6 +55,7 @@ class Job:
         self.project, self.job_id, self.pk = row.project, row.job_id, row.pk
         self.name = records.name_of(row)
         self.spec = spec
+        self.kind = str(spec.WhichOneof("spec"))
         last = records.last_event(tools.store, row.pk)
         self.progress = Progress(
             tools.store, tools.feed, row.pk, [] if last is None else last.stages
@@ -85,7 +86,8 @@ class Job:
             return result
 
         async def step() -> R:
-            return await self.outlast(attempt, what=name)
+            with observing.stage(self.kind, name):
+                return await self.outlast(attempt, what=name)
 
         return await DBOS.run_step_async({"name": name, "preemptible": True}, step)
 

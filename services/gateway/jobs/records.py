@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
-from services.common import names
+from services.common import metrics, names
 from services.common.errors import InvalidInput, NotFound
 from services.gateway.datasets.records import to_timestamp
 from services.gateway.paging import Page
@@ -141,6 +141,14 @@ def unfinished(store: Store) -> list[JobRow]:
         return list(session.scalars(query))
 
 
+def count_unfinished(store: Store) -> dict[str, int]:
+    """Return how many jobs there are in each state that is not an end."""
+    query = select(JobRow.state, func.count()).where(JobRow.state.not_in(FINAL))
+    with store.read() as session:
+        found = {state: count for state, count in session.execute(query.group_by(JobRow.state))}
+    return {state: found.get(state, 0) for state in ("QUEUED", "RUNNING", "CANCELLING")}
+
+
 def note(store: Store, pk: int, **values: str) -> None:
     """Add values to what a job has made, such as the training run it waits for."""
     with store.write() as session:
@@ -176,7 +184,10 @@ def append(
         if state:
             row.state = state
             row.ended = time.time() if state in FINAL else None
-        return _append(session, row, message, stages, eta_s, curve)
+        event = _append(session, row, message, stages, eta_s, curve)
+    if state in FINAL:
+        metrics.JOBS_ENDED.labels(row.job_id.rpartition("-")[0].replace("-", "_"), state).inc()
+    return event
 
 
 def events(store: Store, pk: int, after: int) -> list[Event]:

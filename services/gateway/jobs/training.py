@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc.aio
@@ -92,8 +93,11 @@ async def _follow(
     steps = _Steps(total=place.steps if place else 0, even=is_training, unit=unit)
 
     async def attempt() -> student_pb2.TrainResult:
+        peers = job.tools.peers
         try:
-            async for event in job.tools.peers.student.Train(request):
+            stream: AsyncIterator[student_pb2.TrainResponse]
+            stream = peers.stream(peers.student.Train, request, timeout_s=None)
+            async for event in stream:
                 request.after_sequence = max(request.after_sequence, event.sequence)
                 kind = event.WhichOneof("event")
                 if kind == "result":

@@ -18,7 +18,7 @@ import torch
 from stillhouse.student.v1 import student_pb2
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
-from services.common import logs
+from services.common import callers, logs
 from services.common.channels import to_error
 from services.common.errors import Overloaded, PeerUnavailable, Precondition
 from services.common.targets import TargetShard
@@ -69,7 +69,7 @@ class TeacherClient:
     def tokenizer_digest(self) -> str:
         """Digest of the teacher's tokenizer. Raises NotFound, Precondition, PeerUnavailable."""
         request = teacher_pb2.GetModelRequest(name=self._model)
-        found = _retrying(lambda: self._stub.GetModel(request, timeout=CALL_TIMEOUT_S)).model
+        found = _retrying(lambda: self._call(self._stub.GetModel, request)).model
         if found.kind != teacher_pb2.MODEL_KIND_LANGUAGE_MODEL:
             raise Precondition(f"{self._model} is not a language model")
         return str(found.language_model.tokenizer_digest)
@@ -91,9 +91,10 @@ class TeacherClient:
         return TargetBank(shards)
 
     def _ask(self, request: teacher_pb2.SampleTargetsRequest) -> bytes:
-        return bytes(
-            _retrying(lambda: self._stub.SampleTargets(request, timeout=CALL_TIMEOUT_S)).inline
-        )
+        return bytes(_retrying(lambda: self._call(self._stub.SampleTargets, request)).inline)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        return method(request, timeout=CALL_TIMEOUT_S, metadata=callers.outgoing())
 
     def close(self) -> None:
         """Close the channel."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from google.rpc import status_pb2
 from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common import tracing
+from services.common.accounting import Tally, noted
 from services.common.batching import Served
 from services.common.blobs import BlobStore
 from services.common.device import Device
@@ -20,6 +23,7 @@ from services.common.errors import StillhouseError
 from services.common.fairness import Flow
 from services.common.names import join, parse
 from services.common.tensors import Array, to_message
+from services.common.timings import encoding, timings_of
 from services.teacher.language import prompts
 from services.teacher.language.registry import ServedLanguageModel
 from services.teacher.language.scoring import ScoreInput
@@ -27,6 +31,7 @@ from services.teacher.language.shards import ShardWork
 from services.teacher.language.writing import Writers, write
 from services.teacher.settings import TeacherSettings
 
+R = TypeVar("R")
 METHODS = ("Score", "SampleTargets", "Generate")
 
 
@@ -79,36 +84,44 @@ class LocalBackend:
             inputs, flow=_flow(request), time_left_s=time_left_s
         )
         left = iter(zip(inputs, rows, strict=True))
-        results = [
-            teacher_pb2.ScoreResult(item_id=item.item_id, error=one)
-            if isinstance(one, status_pb2.Status)
-            else _answer(item.item_id, *next(left), per_token=request.per_token)
-            for item, one in zip(request.items, given, strict=True)
-        ]
-        return teacher_pb2.ScoreResponse(
-            results=results,
-            model_digest=self._served.loaded.digest,
-            timings=_timings(rows, preprocess_ms),
-        )
+        spent = timings_of(rows, preprocess_ms)
+        response = teacher_pb2.ScoreResponse(model_digest=self._served.loaded.digest)
+        with encoding(spent):
+            response.results.extend(
+                teacher_pb2.ScoreResult(item_id=item.item_id, error=one)
+                if isinstance(one, status_pb2.Status)
+                else _answer(item.item_id, *next(left), per_token=request.per_token)
+                for item, one in zip(request.items, given, strict=True)
+            )
+        response.timings.CopyFrom(spent)
+        return response
 
     async def sample_targets(
         self, project: str, request: teacher_pb2.SampleTargetsRequest
     ) -> teacher_pb2.SampleTargetsResponse:
-        in_thread = partial(self._device.run, flow=Flow(project, shard=True))
-        work = ShardWork(self._served, self._settings, self._blobs, in_thread)
-        return await work.run(project, request)
+        flow = Flow(project, shard=True)
+        thread = _Thread(self._device, flow, f"{self._served.loaded.model_id} targets")
+        work = ShardWork(self._served, self._settings, self._blobs, thread)
+        reply = await work.run(project, request)
+        reply.timings.MergeFrom(thread.tally.timings())
+        return reply
 
     async def generate(
         self, request: teacher_pb2.GenerateRequest
     ) -> AsyncGenerator[teacher_pb2.GenerateResponse, None]:
-        flow = _flow(request)
-        in_thread = partial(self._device.run, flow=flow)
+        # A step makes one token, too little for a span of its own.
+        flow, name = _flow(request), f"{self._served.loaded.model_id} answers"
+        thread, asked_s = _Thread(self._device, flow, name, traced=False), time.perf_counter()
         async with (
             self._writers.room(flow, len(request.items)),
-            aclosing(write(self._served, request, self._settings, in_thread)) as events,
+            aclosing(write(self._served, request, self._settings, thread)) as events,
         ):
-            async for event in events:
-                yield event
+            thread.tally.queue_s = time.perf_counter() - asked_s
+            with tracing.span("write", {"stillhouse.model": name}):
+                async for event in events:
+                    if event.HasField("generation"):
+                        event.generation.timings.MergeFrom(thread.tally.timings())
+                    yield event
 
     async def canary(self) -> None:
         """Score a few tokens through the queue."""
@@ -128,6 +141,18 @@ class LocalBackend:
             return error.to_status()
 
 
+class _Thread:
+    """The models' device as one call has it: all work is noted, and added up in `tally`."""
+
+    def __init__(self, device: Device, flow: Flow, name: str, *, traced: bool = True) -> None:
+        self._device, self._flow, self._name, self._traced = device, flow, name, traced
+        self.tally = Tally()
+
+    async def __call__(self, work: Callable[[], R], *, items: int = 1) -> R:
+        mine = noted(work, self._name, items=items, tally=self.tally, traced=self._traced)
+        return await self._device.run(mine, flow=self._flow)
+
+
 def _flow(request: teacher_pb2.ScoreRequest | teacher_pb2.GenerateRequest) -> Flow:
     project, _ = parse(request.model, "models", field="model")
     return Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
@@ -144,12 +169,3 @@ def _answer(
         found.token_log_probabilities.CopyFrom(to_message(values))
         found.token_ids.CopyFrom(to_message(given.scored))
     return teacher_pb2.ScoreResult(item_id=item_id, score=found)
-
-
-def _timings(rows: Sequence[Served[Array]], preprocess_ms: float) -> items_pb2.Timings:
-    return items_pb2.Timings(
-        queue_ms=max((row.queue_ms for row in rows), default=0.0),
-        preprocess_ms=preprocess_ms,
-        compute_ms=sum({row.compute_ms for row in rows}),
-        batch_size=max((row.batch_size for row in rows), default=0),
-    )

@@ -109,7 +109,7 @@ class OpenAIBackend:
         options: SamplingOptions,
         events: asyncio.Queue[teacher_pb2.GenerateResponse | None],
     ) -> None:
-        item = request.items[at]
+        item, asked_s = request.items[at], time.perf_counter()
 
         def tell(**event: Any) -> None:
             events.put_nowait(teacher_pb2.GenerateResponse(index=at, item_id=item.item_id, **event))
@@ -118,10 +118,12 @@ class OpenAIBackend:
             prompts.check_item_id(item.item_id)
             path, body = self._asked(item, options)
             async with self._slots:
+                started_s = time.perf_counter()
                 if request.stream_text:
                     found = await self._streamed(path, body, tell)
                 else:
                     found = _generation(await self._server.post(path, body))
+            found.timings.CopyFrom(_timings(asked_s, started_s))
             tell(generation=found)
         except InvalidInput as error:
             tell(error=error.to_status())
@@ -189,6 +191,15 @@ class OpenAIBackend:
             return 0
         mine = [m for m in models if m.get("id") == self._entry.remote_model]
         return int(next((m.get("max_model_len") or 0 for m in mine), 0))
+
+
+def _timings(asked_s: float, started_s: float) -> items_pb2.Timings:
+    """What an answer took; the server does not say what it ran it with."""
+    return items_pb2.Timings(
+        queue_ms=(started_s - asked_s) * 1000,
+        compute_ms=(time.perf_counter() - started_s) * 1000,
+        batch_size=1,
+    )
 
 
 def answer_values(

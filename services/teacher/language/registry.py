@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from services.common import logs
+from services.common import logs, metrics
 from services.common.device import Device
 from services.common.errors import Precondition
 from services.common.fairness import ONLINE
@@ -208,7 +208,7 @@ class LanguageRegistry:
         """Forget a whole model and the adapters on it."""
         for gone in models:
             del self._served[gone.key]
-            _log.info("put away", model=gone.loaded.model_id)
+            self._note_gone(gone)
 
     async def _drop_adapters(self, keep: int) -> None:
         """Take adapters off their bases until `keep` are left; those in use stay."""
@@ -225,6 +225,13 @@ class LanguageRegistry:
                 if old and not one.users and one.key in self._served:
                     await self._drop(one)
 
+    def _note_gone(self, one: ServedLanguageModel) -> None:
+        name = one.loaded.model_id
+        _log.info("put away", model=name)
+        if all(other.loaded.model_id != name for other in self._served.values()):
+            for series in (name, f"{name} targets", f"{name} answers"):
+                metrics.forget_model(series)
+
     async def _drop(self, one: ServedLanguageModel) -> None:
         del self._served[one.key]
         twins = [
@@ -232,4 +239,4 @@ class LanguageRegistry:
         ]
         if one.base is not None and not twins:
             await self._run(partial(drop_adapter, one.loaded))
-        _log.info("put away", model=one.loaded.model_id)
+        self._note_gone(one)

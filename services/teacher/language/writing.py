@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from google.rpc import status_pb2
+from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
+from services.common import metrics
 from services.common.admission import Door, Load, Place
-from services.common.errors import InvalidInput, StillhouseError
+from services.common.errors import InvalidInput, Overloaded, StillhouseError
 from services.common.fairness import FairClock, FairQueue, Flow, Weights
 from services.common.pace import ServiceRate
 from services.common.tensors import to_message
@@ -51,9 +53,7 @@ class Writers:
     async def room(self, flow: Flow, items: int) -> AsyncIterator[None]:
         """Wait for a turn. Raises Overloaded or QuotaReached where too many prompts are inside
         already."""
-        load = Load(items, items)
-        self._door.check_room(flow, load, now_s=time.perf_counter(), per_s=self._rate.per_s)
-        place = Place(self._door, flow, load)
+        place = self._admitted(flow, Load(items, items))
         turn = _Turn(flow, items, asyncio.get_running_loop().create_future())
         self._queue.push(turn)
         self._grant()
@@ -68,6 +68,14 @@ class Writers:
                 self._queue.remove([turn])
             else:
                 self._end(turn, time.perf_counter() - started_s)
+
+    def _admitted(self, flow: Flow, load: Load) -> Place:
+        try:
+            self._door.check_room(flow, load, now_s=time.perf_counter(), per_s=self._rate.per_s)
+        except Overloaded as error:
+            metrics.refuse("answers", load.items, reason=error.reason)
+            raise
+        return Place(self._door, flow, load)
 
     def _grant(self) -> None:
         while self._free and (found := self._queue.head()):
@@ -93,9 +101,11 @@ async def write(
     """Yield the events of all items. Answers are written side by side, batches by length, made of
     this request's prompts alone; a caller that leaves stops them after the token in flight."""
     options = sampling_options(request.sampling)
+    started_s = time.perf_counter()
     given = await asyncio.to_thread(
         lambda: [_begin(served, item, options, settings) for item in request.items]
     )
+    preprocess_ms = (time.perf_counter() - started_s) * 1000
     for at, one in enumerate(given):
         if isinstance(one, status_pb2.Status):
             yield _event(request, at, error=one)
@@ -106,8 +116,9 @@ async def write(
         answers = [good[n][1] for n in group]
         batch = Batch(served.loaded, served.head, answers, options, chunk=settings.max_batch_tokens)
         while not batch.done:
-            for n in await in_thread(batch.step):
-                for event in _progress(request, places[n], answers[n]):
+            writing = sum(not answer.done for answer in answers)
+            for n in await in_thread(batch.step, items=writing):
+                for event in _progress(request, places[n], answers[n], preprocess_ms):
                     yield event
 
 
@@ -136,7 +147,7 @@ def _begin(
 
 
 def _progress(
-    request: teacher_pb2.GenerateRequest, at: int, answer: Answer
+    request: teacher_pb2.GenerateRequest, at: int, answer: Answer, preprocess_ms: float
 ) -> Sequence[teacher_pb2.GenerateResponse]:
     events = []
     if request.stream_text and (piece := answer.text.take(last=answer.done)):
@@ -149,6 +160,7 @@ def _progress(
             finish_reason=stop if answer.stopped else length,
             log_probability=answer.log_probability,
             token_ids=to_message(np.array(answer.text.ids, np.int32)),
+            timings=items_pb2.Timings(preprocess_ms=preprocess_ms),
         )
         events.append(_event(request, at, generation=found))
     return events
