@@ -26,7 +26,7 @@ async def test_a_text_is_computed_once_and_the_least_used_is_forgotten() -> None
         return np.array([[len(text)] for text in texts], np.float16)
 
     with ThreadPoolExecutor(1) as executor:
-        texts = Texts(embed, Device(executor), keep=2)
+        texts = Texts(embed, Device(executor), name="texts", keep=2)
         rows = await texts.embed(["a", "bbb", "a"])
         np.testing.assert_array_equal(rows, [[1], [3], [1]])
         assert asked == ["a", "bbb"]
@@ -41,6 +41,9 @@ async def test_many_texts_come_back_in_order() -> None:
     words = [f"{n}" for n in range(1000)]
     with ThreadPoolExecutor(1) as executor:
         texts = Texts(
-            lambda part: np.array([[int(t)] for t in part], np.float32), Device(executor), keep=9
+            lambda part: np.array([[int(t)] for t in part], np.float32),
+            Device(executor),
+            name="texts",
+            keep=9,
         )
         np.testing.assert_array_equal((await texts.embed(words))[:, 0], np.arange(1000))
