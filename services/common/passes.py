@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from services.common import logs, metrics
@@ -45,16 +45,12 @@ class Entry(Generic[T, R]):
     place: Place
     future: asyncio.Future[list[Served[R]]]
     queued_s: float
+    flow: Flow = field(init=False)
+    cost: float = field(init=False)
+    """What it costs, without padding."""
 
-    @property
-    def flow(self) -> Flow:
-        """Whose it is."""
-        return self.place.flow
-
-    @property
-    def cost(self) -> float:
-        """What it costs, without padding."""
-        return sum(self.costs)
+    def __post_init__(self) -> None:
+        self.flow, self.cost = self.place.flow, sum(self.costs)
 
 
 class Passes(Generic[T, R]):
@@ -120,11 +116,11 @@ class Passes(Generic[T, R]):
     ) -> None:
         metrics.BATCH_ITEMS.labels(self._name).observe(len(results))
         metrics.COMPUTE_SECONDS.labels(self._name).observe(compute_s)
-        at = 0
+        queue_seconds, at = metrics.QUEUE_SECONDS.labels(self._name), 0
         for entry in entries:
             mine, at = results[at : at + len(entry.items)], at + len(entry.items)
             queue_s = started_s - entry.queued_s
-            metrics.QUEUE_SECONDS.labels(self._name).observe(queue_s)
+            queue_seconds.observe(queue_s)
             if not entry.future.done():
                 entry.future.set_result(
                     [Served(one, queue_s * 1000, compute_s * 1000, len(results)) for one in mine]
