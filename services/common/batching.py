@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from services.common import metrics
+from services.common.accounting import Ticket
 from services.common.admission import Door, Load, Place
 from services.common.device import Device
 from services.common.errors import NotInTime, Overloaded, PeerUnavailable
@@ -157,10 +158,16 @@ class Batcher(Generic[T, R]):
     ) -> list[Served[R]]:
         if self._closed:
             raise PeerUnavailable("the service is shutting down")
-        shard = place.flow.shard
+        shard, ticket = place.flow.shard, Ticket(time.perf_counter())
         groups = self._packing.cut(costs) if shard else [[at] for at in range(len(items))]
-        entries = [self._enqueue(items, costs, group, place) for group in groups]
-        self._arrivals.note(time.perf_counter())
+        loop = asyncio.get_running_loop()
+        entries: list[Entry[T, R]] = []
+        for group in groups:
+            mine, each = [items[at] for at in group], [costs[at] for at in group]
+            entries.append(Entry(mine, each, place, loop.create_future(), ticket))
+            self._queue.push(entries[-1])
+        self._count(len(items))
+        self._arrivals.note(ticket.queued_s)
         self._wake.set()
         self._device.wake(self)
         try:
@@ -173,15 +180,6 @@ class Batcher(Generic[T, R]):
             for at, one in zip(group, ones, strict=True)
         }
         return [found[at] for at in range(len(items))]
-
-    def _enqueue(
-        self, items: Sequence[T], costs: Sequence[float], group: list[int], place: Place
-    ) -> Entry[T, R]:
-        future: asyncio.Future[list[Served[R]]] = asyncio.get_running_loop().create_future()
-        entry = Entry([items[at] for at in group], [costs[at] for at in group], place, future)
-        self._queue.push(entry)
-        self._count(len(group))
-        return entry
 
     def _withdraw(self, entries: Collection[Entry[T, R]]) -> None:
         """Take what a caller that left is still waiting for out of the queue."""
@@ -214,12 +212,10 @@ class Batcher(Generic[T, R]):
         async with self._turn:
             if alone:
                 await self._fill()
-            self._drop(time.perf_counter())
-            found = self._queue.head()
-            if found is None:
+            entries = self._take()
+            if not entries:
                 return
-            entries = self._take(found[1])
-            await self._passes.serve(entries, shard=found[1].shard)
+            await self._passes.serve(entries, shard=entries[0].flow.shard)
             inside, now_s = self._door.total.cost, time.perf_counter()
             self._meter.end(sum(e.cost for e in entries), inside=inside, now_s=now_s)
 
@@ -239,22 +235,37 @@ class Batcher(Generic[T, R]):
             except TimeoutError:
                 return
 
-    def _drop(self, now_s: float) -> None:
-        """Drop what nobody waits for or nobody can have in time, before anything is computed for
-        it."""
-        gone = [entry for entry in self._queue if entry.future.done()]
-        metrics.DROPPED_ITEMS.labels(self._name).inc(self._remove(gone))
-        late = [entry for entry in self._queue if entry.place.deadline_s <= now_s]
-        metrics.refuse(self._name, self._remove(late), reason="EXPIRED")
-        fail(late, NotInTime(f"the deadline passed while {self._name} was busy"))
+    def _take(self) -> list[Entry[T, R]]:
+        """Take the entries of the next pass out of the queue; none where nothing is left.
 
-    def _take(self, flow: Flow) -> list[Entry[T, R]]:
+        What nobody waits for, or nobody can have in time, is dropped before anything is computed
+        for it.
+        """
+        while found := self._queue.head():
+            taken = self._form(found[1])
+            size = self._packing.size(taken, shard=found[1].shard)
+            left = [entry for entry in taken if entry.future.done()]
+            late = [entry for entry in taken if self._is_late(entry, size)]
+            if not left and not late:
+                self._remove(taken)
+                return taken
+            metrics.DROPPED_ITEMS.labels(self._name).inc(self._remove(left))
+            metrics.refuse(self._name, self._remove(late), reason="EXPIRED")
+            fail(late, NotInTime(f"{self._name} was busy until shortly before the deadline"))
+        return []
+
+    def _is_late(self, entry: Entry[T, R], size: float) -> bool:
+        """Whether a pass of `size` would answer after the entry's deadline. What has not waited for
+        others is not given up for an estimate, which would then never be measured again."""
+        now_s = time.perf_counter()
+        waited = entry.queued_s < self._meter.ended_s
+        ends_s = now_s + self._meter.pace.seconds(size) if waited else now_s
+        return entry.place.deadline_s <= ends_s
+
+    def _form(self, flow: Flow) -> list[Entry[T, R]]:
         if flow.shard:
-            taken = [self._queue.first(flow)]
-        else:
-            room = self._meter.room(time.perf_counter())
-            metrics.BATCH_LIMIT.labels(self._name).set(room)
-            weight = self._device.clock.weight
-            taken = form(self._queue, self._packing, self._meter.pace, room, weight)
-        self._remove(taken)
-        return taken
+            return [self._queue.first(flow)]
+        room = self._meter.room(time.perf_counter())
+        metrics.BATCH_LIMIT.labels(self._name).set(room)
+        weight = self._device.clock.weight
+        return form(self._queue, self._packing, self._meter.pace, room, weight)

@@ -97,6 +97,7 @@ class FairQueue(Generic[W]):
     def __init__(self, clock: FairClock) -> None:
         self._clock = clock
         self._waiting: dict[Flow, deque[tuple[int, W]]] = {}
+        self._costs: dict[Flow, float] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -106,21 +107,25 @@ class FairQueue(Generic[W]):
 
     def push(self, work: W) -> None:
         """Put work at the end of its flow's line."""
-        self._waiting.setdefault(work.flow, deque()).append((next(self._clock.arrivals), work))
+        line = self._waiting.setdefault(work.flow, deque())
+        line.append((next(self._clock.arrivals), work))
+        self._costs[work.flow] = self._costs.get(work.flow, 0.0) + work.cost
 
     def remove(self, gone: Collection[W]) -> list[W]:
         """Take work out, wherever it stands, and return what was in the queue of it."""
-        ids = {id(work) for work in gone}
-        found: list[W] = []
-        for flow in {work.flow for work in gone} & self._waiting.keys():
-            line = self._waiting[flow]
-            found.extend(work for _, work in line if id(work) in ids)
-            left = deque(pair for pair in line if id(pair[1]) not in ids)
-            if left:
-                self._waiting[flow] = left
-            else:
-                del self._waiting[flow]
-        return found
+        wanted: dict[Flow, set[int]] = {}
+        for work in gone:
+            wanted.setdefault(work.flow, set()).add(id(work))
+        return [
+            work
+            for flow, ids in wanted.items()
+            if flow in self._waiting
+            for work in self._remove(flow, ids)
+        ]
+
+    def take(self, flow: Flow) -> W:
+        """Take out a flow's oldest work and return it."""
+        return self._left(flow, [self._waiting[flow].popleft()[1]])[0]
 
     def head(self) -> tuple[Key, Flow] | None:
         """Return the flow whose turn it is, and its key to compare with other queues'."""
@@ -131,36 +136,42 @@ class FairQueue(Generic[W]):
         """Return a flow's oldest work."""
         return self._waiting[flow][0][1]
 
-    def take(self, flow: Flow) -> W:
-        """Take out a flow's oldest work and return it."""
-        line = self._waiting[flow]
-        _, work = line.popleft()
-        if not line:
-            del self._waiting[flow]
-        return work
-
     def costs(self, *, shard: bool) -> dict[Flow, float]:
         """Return what waits by flow: that of shards, or of online calls."""
-        return {
-            flow: sum(work.cost for _, work in line)
-            for flow, line in self._waiting.items()
-            if flow.shard == shard
-        }
+        return {flow: cost for flow, cost in self._costs.items() if flow.shard == shard}
 
     def in_order(self, flows: Iterable[Flow], *, cost_s: float) -> Iterator[W]:
         """Yield the work of some flows as their shares would have it served, one after the other;
         a unit of cost takes `cost_s` seconds. Nothing is taken out."""
-        lines = {flow: list(self._waiting[flow]) for flow in flows if flow in self._waiting}
-        order = [(*self._key(flow, self._waiting[flow]), 0, flow) for flow in lines]
+        lines = {flow: iter(self._waiting[flow]) for flow in flows if flow in self._waiting}
+        order = []
+        for flow, line in lines.items():
+            arrival, work = next(line)
+            order.append((self._clock.at(flow), flow.shard, arrival, flow, work))
         heapq.heapify(order)
         while order:
-            at, shard, _, place, flow = heapq.heappop(order)
-            work = lines[flow][place][1]
+            at, shard, _, flow, work = heapq.heappop(order)  # arrivals are never the same
             yield work
-            if place + 1 < len(lines[flow]):
+            following = next(lines[flow], None)
+            if following is not None:
                 at += work.cost * cost_s / self._clock.weight(flow)
-                arrival = lines[flow][place + 1][0]
-                heapq.heappush(order, (at, shard, arrival, place + 1, flow))
+                heapq.heappush(order, (at, shard, following[0], flow, following[1]))
+
+    def _remove(self, flow: Flow, ids: set[int]) -> list[W]:
+        line, found = self._waiting[flow], []
+        while line and id(line[0][1]) in ids:  # what is served stands in front
+            found.append(line.popleft()[1])
+        if len(found) < len(ids):
+            found += [work for _, work in line if id(work) in ids]
+            self._waiting[flow] = deque(pair for pair in line if id(pair[1]) not in ids)
+        return self._left(flow, found)
+
+    def _left(self, flow: Flow, gone: list[W]) -> list[W]:
+        """Count out what has been taken from a flow's line."""
+        self._costs[flow] -= sum(work.cost for work in gone)
+        if not self._waiting[flow]:
+            del self._waiting[flow], self._costs[flow]
+        return gone
 
     def _key(self, flow: Flow, line: deque[tuple[int, W]]) -> Key:
         return self._clock.at(flow), flow.shard, line[0][0]

@@ -6,6 +6,9 @@ import math
 
 from services.common.pace import MemoryLimit, Pace, ServiceRate
 
+_CAUTION = 1.2
+"""Half of all answers come later than expected."""
+
 
 class Meter:
     """Measures the passes of one queue. Sizes and costs are in the queue's unit; times are given
@@ -15,7 +18,7 @@ class Meter:
         self._most, self._max_batch_s = most, max_batch_s
         self.pace, self.memory = Pace(), MemoryLimit()
         self._rate = ServiceRate()
-        self._ends_s = self._ended_s = 0.0
+        self._ends_s = self.ended_s = 0.0
         self._backlog = False
 
     def room(self, now_s: float) -> float:
@@ -35,8 +38,8 @@ class Meter:
         others the device also waited for callers.
         """
         if self._backlog:
-            self._rate.observe(cost, now_s - self._ended_s)
-        self._ends_s = self._ended_s = now_s
+            self._rate.observe(cost, now_s - self.ended_s)
+        self._ends_s = self.ended_s = now_s
         self._backlog = inside >= self.room(now_s)
 
     def per_s(self, now_s: float) -> float:
@@ -47,8 +50,9 @@ class Meter:
 
     def wait_s(self, ahead: float, now_s: float) -> float:
         """Return the seconds until `ahead` is served, from what has been measured: the rest of the
-        pass that runs, and then passes until all is done."""
+        pass that runs, and then passes until all is done; with some more for caution."""
         running_s = max(0.0, self._ends_s - now_s)
         last = min(ahead, self.room(now_s))
         rate = self.per_s(now_s)
-        return running_s + self.pace.seconds(last) + ((ahead - last) / rate if rate else 0.0)
+        passes_s = self.pace.seconds(last) + ((ahead - last) / rate if rate else 0.0)
+        return running_s + _CAUTION * passes_s

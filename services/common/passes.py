@@ -45,22 +45,16 @@ class Entry(Generic[T, R]):
     costs: list[float]
     place: Place
     future: asyncio.Future[list[Served[R]]]
-    ticket: Ticket = field(default_factory=Ticket)
+    ticket: Ticket
+    flow: Flow = field(init=False)
+    queued_s: float = field(init=False)
+    """Since when it waits, by `time.perf_counter`."""
+    cost: float = field(init=False)
+    """What it costs, without padding."""
 
-    @property
-    def flow(self) -> Flow:
-        """Whose it is."""
-        return self.place.flow
-
-    @property
-    def queued_s(self) -> float:
-        """Since when it waits, by `time.perf_counter`."""
-        return self.ticket.queued_s
-
-    @property
-    def cost(self) -> float:
-        """What it costs, without padding."""
-        return sum(self.costs)
+    def __post_init__(self) -> None:
+        self.flow, self.cost = self.place.flow, sum(self.costs)
+        self.queued_s = self.ticket.queued_s
 
 
 class Passes(Generic[T, R]):

@@ -196,6 +196,26 @@ async def test_what_passes_its_deadline_in_the_queue_is_not_computed(pair: Pair)
     assert [items for items, _ in model.batches] == [[0]]
 
 
+async def test_what_would_be_computed_too_late_is_dropped_from_its_batch(pair: Pair) -> None:
+    model, batcher = pair
+    batcher._meter.pace.observe(8, 8 * 60.0, time.perf_counter())
+    batcher._meter.pace.observe(1, 60.0, time.perf_counter())
+    assert len(await batcher.submit([0], time_left_s=30)) == 1  # it is tried where nobody waits
+    running = await blocked(batcher, model)
+    calls = [
+        asyncio.create_task(batcher.submit([n], flow=Flow(f"p{n}"), time_left_s=2000))
+        for n in range(1, 6)
+    ]
+    await until(lambda: waiting(batcher) == 5)
+    entry = batcher._queue.first(Flow("p3"))
+    entry.place.deadline_s = time.perf_counter() + 50
+    model.gate.set()
+    with pytest.raises(NotInTime):
+        await calls.pop(2)
+    await asyncio.gather(running, *calls)
+    assert model.batches[2:] == [([1, 2, 4, 5], 4)]
+
+
 async def test_what_cannot_be_done_in_time_is_refused_at_once(pair: Pair) -> None:
     model, batcher = pair
     for size in (1, 8):
@@ -204,7 +224,7 @@ async def test_what_cannot_be_done_in_time_is_refused_at_once(pair: Pair) -> Non
     flood = asyncio.create_task(batcher.submit(list(range(20)), flow=A))
     await until(lambda: waiting(batcher) == 20)
     with pytest.raises(NotInTime) as refused:
-        await batcher.submit([1], flow=A, time_left_s=15)
+        await batcher.submit([1], flow=A, time_left_s=20)
     assert 5 < refused.value.retry_after_s < 8
     lone = asyncio.create_task(batcher.submit([1], flow=B, time_left_s=15))  # has its own share
     await until(lambda: waiting(batcher) == 21)

@@ -105,10 +105,10 @@ def test_waiting_time_is_that_of_the_passes_ahead() -> None:
     meter = Meter(8)
     assert meter.wait_s(100, 0.0) == 0
     meter.pace.observe(8, 0.4, 0.0)
-    assert meter.wait_s(4, 0.0) == pytest.approx(0.2)
-    assert meter.wait_s(24, 0.0) == pytest.approx(1.2)
+    assert meter.wait_s(4, 0.0) == pytest.approx(1.2 * 0.2)
+    assert meter.wait_s(24, 0.0) == pytest.approx(1.2 * 1.2)
     meter.begin(8, 10.0)
-    assert meter.wait_s(8, 10.1) == pytest.approx(0.3 + 0.4)
+    assert meter.wait_s(8, 10.1) == pytest.approx(0.3 + 1.2 * 0.4)
 
 
 def test_only_a_queue_that_is_long_tells_what_can_be_served() -> None:

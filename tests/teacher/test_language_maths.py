@@ -309,7 +309,7 @@ async def test_a_call_without_time_for_the_queue_is_refused() -> None:
         queue._meter.pace.observe(100, 100.0, time.perf_counter())
         waiting = asyncio.create_task(queue.submit([50]))
         await asyncio.sleep(0)
-        with pytest.raises(NotInTime, match="answer in about 55"):
+        with pytest.raises(NotInTime, match="answer in about 66"):
             await queue.submit([5], time_left_s=10)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
