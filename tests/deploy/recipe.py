@@ -7,6 +7,7 @@ of the stage `base`, are left out: this machine stands for the base image.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -23,6 +25,7 @@ _INSIDE = re.compile(
     r"(?<![\w./-])/(opt|src|requirements|var/lib/stillhouse|var/cache/stillhouse)\b"
 )
 _MOUNT = re.compile(r"--mount=\S+\s+")
+_HELD: dict[Path, TextIO] = {}
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,8 @@ def tracked(source: str) -> list[Path]:
 def cached_folder(service: str) -> Path:
     """Return where a service's image is kept between test runs, outside of the tree.
 
-    Another list of requirements is another folder; older ones are removed.
+    Another list of requirements is another folder; older ones are removed. Until this process ends
+    no other one gets the folder.
     """
     # Not below a home folder, which other users, as a service is one, may not enter.
     parent = Path("/var/tmp") / f"stillhouse-images-{os.geteuid()}"
@@ -176,11 +180,26 @@ def cached_folder(service: str) -> Path:
     assert parent.stat().st_uid == os.geteuid(), f"{parent} is somebody else's"
     inputs = (ROOT / "pyproject.toml").read_bytes() + DOCKERFILE.read_bytes()
     folder = parent / f"{service}-{hashlib.sha256(inputs).hexdigest()[:16]}"
-    for old in parent.glob(f"{service}-*"):
-        if old != folder:
+    for old in parent.glob(f"{service}-*/"):
+        if old != folder and _hold(old, at_once=True):
             shutil.rmtree(old, ignore_errors=True)
+    _hold(folder)
     if not (folder / "whole").exists():  # an earlier build was interrupted
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / "src", ignore_errors=True)
     return folder
+
+
+def _hold(folder: Path, *, at_once: bool = False) -> bool:
+    """Keep a folder for this process, or with `at_once` return whether that is possible now."""
+    if folder in _HELD:
+        return True
+    lock = folder.with_suffix(".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if at_once else 0))
+    except BlockingIOError:
+        lock.close()
+        return False
+    _HELD[folder] = lock
+    return True
