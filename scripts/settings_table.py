@@ -71,6 +71,8 @@ def _own_docs(owner: type[Any]) -> dict[str, str]:
 
 def default_of(field: FieldInfo) -> str:
     """Return a default as it stands in the table."""
+    if field.default_factory is dict:
+        return "`{}`"
     if field.default_factory is not None:
         return "cores"
     value = field.default
@@ -89,6 +91,8 @@ def kind_of(field: FieldInfo) -> str:
     kinds = [one for one in annotated if one is not NoneType]
     if get_origin(field.annotation) is Literal:
         return "one of " + ", ".join(f"`{one}`" for one in kinds if one)
+    if get_origin(field.annotation) is dict:
+        return "JSON object"
     if get_origin(field.annotation) is tuple:
         return "JSON list"
     if kinds == [SecretStr]:
