@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -52,10 +53,11 @@ def current() -> Caller:
 def bind(caller: Caller) -> None:
     """Work for a caller from here on, in this task and those it starts; its ids are on every line
     of the log."""
-    _caller.set(caller)
     names = {"request_id": caller.request_id, "job_id": caller.job_id, "project": caller.project}
-    structlog.contextvars.unbind_contextvars(*names)
+    if _caller.get() is not _NOBODY:
+        structlog.contextvars.unbind_contextvars(*names)
     structlog.contextvars.bind_contextvars(**{name: one for name, one in names.items() if one})
+    _caller.set(caller)
 
 
 def detached() -> contextvars.Context:
@@ -77,8 +79,8 @@ def project_of(request: object) -> str:
     """Return the project that a request is about; empty where it does not say, or not validly."""
     if not isinstance(request, Message):
         return ""
-    for path, is_project in _paths(request.DESCRIPTOR):
-        value = attrgetter(path)(request)
+    for get, is_project in _fields(request.DESCRIPTOR):
+        value = get(request)
         found = _PROJECT.match(f"projects/{value}/" if is_project else value)
         if found:
             return found[1]
@@ -86,8 +88,9 @@ def project_of(request: object) -> str:
 
 
 @functools.cache
-def _paths(message: Descriptor) -> tuple[tuple[str, bool], ...]:
-    """The fields of a message that can name its project, and whether they are its bare id."""
+def _fields(message: Descriptor) -> tuple[tuple[Callable[[Message], str], bool], ...]:
+    """What reads the fields of a message that can name its project, and whether each is its bare
+    id."""
     fields = message.fields_by_name
     found = [("project", True)] if "project" in fields else []
     for path in _NAMES:
@@ -95,4 +98,4 @@ def _paths(message: Descriptor) -> tuple[tuple[str, bool], ...]:
         wanted = FieldDescriptor.TYPE_MESSAGE if "." in path else FieldDescriptor.TYPE_STRING
         if field is not None and field.type == wanted and not field.is_repeated:
             found.append((path, False))
-    return tuple(found)
+    return tuple((attrgetter(path), is_project) for path, is_project in found)
