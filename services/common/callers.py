@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -22,6 +23,7 @@ from services.common.inference.names import parse_model_name
 
 REQUEST_ID = "x-request-id"
 JOB_ID = "x-job-id"
+Read = Callable[[str], str]
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROJECT = re.compile(r"projects/([a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)/")
 _NAMES = ("name", "model", "encoder", "student", "dataset", "job", "concept_set.name", "model_name")
@@ -57,10 +59,11 @@ def current() -> Caller:
 def bind(caller: Caller) -> None:
     """Work for a caller from here on, in this task and those it starts; its ids are on every line
     of the log."""
-    _caller.set(caller)
     names = {"request_id": caller.request_id, "job_id": caller.job_id, "project": caller.project}
-    structlog.contextvars.unbind_contextvars(*names)
+    if _caller.get() is not _NOBODY:
+        structlog.contextvars.unbind_contextvars(*names)
     structlog.contextvars.bind_contextvars(**{name: one for name, one in names.items() if one})
+    _caller.set(caller)
 
 
 def detached() -> contextvars.Context:
@@ -82,14 +85,19 @@ def project_of(request: object) -> str:
     """Return the project that a request is about; empty where it does not say, or not validly."""
     if not isinstance(request, Message):
         return ""
-    for path, is_project in _paths(request.DESCRIPTOR):
-        value = attrgetter(path)(request)
-        if path in _OPEN_NAMES and request.DESCRIPTOR.full_name.startswith(_OPEN_INFERENCE):
-            return _project_of_model(value)
-        found = _PROJECT.match(f"projects/{value}/" if is_project else value)
-        if found:
-            return found[1]
+    for get, read in _fields(request.DESCRIPTOR):
+        if found := read(get(request)):
+            return found
     return ""
+
+
+def _project_of_name(name: str) -> str:
+    found = _PROJECT.match(name)
+    return found[1] if found else ""
+
+
+def _project_of_id(project: str) -> str:
+    return _project_of_name(f"projects/{project}/")
 
 
 def _project_of_model(name: str) -> str:
@@ -100,13 +108,17 @@ def _project_of_model(name: str) -> str:
 
 
 @functools.cache
-def _paths(message: Descriptor) -> tuple[tuple[str, bool], ...]:
-    """The fields of a message that can name its project, and whether they are its bare id."""
+def _fields(message: Descriptor) -> tuple[tuple[Callable[[Message], str], Read], ...]:
+    """What gets the fields of a message that can name its project, and what reads it from each."""
     fields = message.fields_by_name
-    found = [(name, True) for name in ("project", "repository_name") if name in fields]
+    is_open = message.full_name.startswith(_OPEN_INFERENCE)
+    found: list[tuple[str, Read]] = [
+        (name, _project_of_id) for name in ("project", "repository_name") if name in fields
+    ]
     for path in _NAMES:
         field = fields.get(path.partition(".")[0])
         wanted = FieldDescriptor.TYPE_MESSAGE if "." in path else FieldDescriptor.TYPE_STRING
         if field is not None and field.type == wanted and not field.is_repeated:
-            found.append((path, False))
-    return tuple(found)
+            read = _project_of_model if is_open and path in _OPEN_NAMES else _project_of_name
+            found.append((path, read))
+    return tuple((attrgetter(path), read) for path, read in found)

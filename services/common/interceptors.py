@@ -4,6 +4,7 @@ kinds."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,6 +14,7 @@ import grpc
 import grpc.aio
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
+from prometheus_client import Counter, Histogram
 
 from services.common import callers, logs, metrics, tracing
 from services.common.callers import Caller
@@ -61,14 +63,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        metadata = {str(k): str(v) for k, v in handler_call_details.invocation_metadata or ()}
+        metadata = dict(handler_call_details.invocation_metadata or ())
         return _wrap(handler, _Call(str(handler_call_details.method), metadata))
 
 
 class _Call:
     """One RPC in flight: its names, its clock, and how it ends."""
 
-    def __init__(self, method: str, metadata: Mapping[str, str]) -> None:
+    span: tracing.Span | None = None
+
+    def __init__(self, method: str, metadata: Mapping[str, Any]) -> None:
         self.method, self.metadata = method.removeprefix("/"), metadata
         self.request_id = self._given(callers.REQUEST_ID) or uuid.uuid4().hex
         self.quiet = self.method.startswith(_QUIET)
@@ -77,24 +81,24 @@ class _Call:
     def bind(self, request: object) -> None:
         project, job_id = callers.project_of(request), self._given(callers.JOB_ID)
         callers.bind(Caller(self.request_id, job_id, project))
-        metrics.CALLS_STARTED.labels(self.method).inc()
-        if self.quiet:
-            return
-        tracing.enter(self.metadata)
-        ids = {"request_id": self.request_id, "project": project, "job_id": job_id}
-        about = {f"stillhouse.{name}": one for name, one in ids.items() if one}
-        self.span = tracing.begin_call(self.method, "server", about)
+        _started(self.method).inc()
+        if tracing.is_on() and not self.quiet:
+            tracing.enter(self.metadata)
+            ids = {"request_id": self.request_id, "project": project, "job_id": job_id}
+            about = {f"stillhouse.{name}": one for name, one in ids.items() if one}
+            self.span = tracing.begin_call(self.method, "server", about)
 
     def finish(self, code: str) -> None:
         seconds = time.perf_counter() - self.started_s
-        metrics.CALL_SECONDS.labels(self.method, code).observe(seconds)
+        _seconds(self.method, code).observe(seconds)
         if self.quiet:
             return
         _log.debug("rpc", method=self.method, code=code, ms=round(seconds * 1000, 1))
-        tracing.end_call(self.span, code, failed=code in _OURS)
+        if self.span is not None:
+            tracing.end_call(self.span, code, failed=code in _OURS)
 
     def _given(self, name: str) -> str:
-        value = self.metadata.get(name, "")
+        value = str(self.metadata.get(name, ""))
         return value if callers.is_id(value) else ""
 
     def status_of(self, error: BaseException) -> status_pb2.Status:
@@ -114,6 +118,17 @@ class _Call:
         status = self.status_of(error)
         self.finish(code_pb2.Code.Name(status.code))
         await context.abort_with_status(rpc_status.to_status(status))
+
+
+@functools.cache
+def _started(method: str) -> Counter:
+    """The series of a method; finding it anew would cost every call."""
+    return metrics.CALLS_STARTED.labels(method)
+
+
+@functools.cache
+def _seconds(method: str, code: str) -> Histogram:
+    return metrics.CALL_SECONDS.labels(method, code)
 
 
 def _wrap(handler: Any, call: _Call) -> Any:

@@ -102,6 +102,11 @@ def stop(timeout_s: float = 5.0) -> None:
     use(None)
 
 
+def is_on() -> bool:
+    """Return whether spans are made at all."""
+    return _tracer is not None
+
+
 def enter(metadata: Mapping[str, str]) -> None:
     """Hang the spans of this task below those of the call that sent the metadata."""
     if _tracer is not None:
@@ -126,6 +131,8 @@ def begin(
 
 def begin_call(method: str, kind: Kind, attributes: Attributes = _NONE) -> Span:
     """Begin the span of an RPC, `package.Service/Method`."""
+    if _tracer is None:
+        return _NO_SPAN
     rpc = {"rpc.system.name": "grpc", "rpc.method": method}
     return begin(method, {**rpc, **attributes}, kind=kind)
 

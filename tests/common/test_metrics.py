@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import promql_parser
 import pytest
 import yaml
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
@@ -65,6 +66,7 @@ def test_dashboard_and_alerts_ask_for_what_there_is(path: str) -> None:
     assert named <= series()
     labels = {label for _, found in exported().values() for label in found}
     for query in queries:
+        promql_parser.parse(query.replace("$__rate_interval", "5m"))
         asked = re.findall(r"[{,]\s*(\w+)\s*(?:=~|!~|!=|=)", query)
         grouped = [x for part in re.findall(r"by \(([^)]*)\)", query) for x in part.split(",")]
         rest = {one.strip() for one in (*asked, *grouped)} - {"le", "instance", "job"}
