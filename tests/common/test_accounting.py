@@ -87,9 +87,9 @@ async def test_work_beside_the_queues_is_noted_with_its_caller() -> None:
     callers.bind(Caller("r-1", "job-2", "beside"))
     with ThreadPoolExecutor(1) as executor:
         loop = asyncio.get_running_loop()
-        first = loop.run_in_executor(executor, noted(work, "text", items=5, meter=meter))
-        second = loop.run_in_executor(executor, noted(work, "text", items=2, meter=meter))
-        assert await asyncio.gather(first, second) == [7, 7]
+        both = [noted(work, "text", items=items, meter=meter) for items in (5, 2)]
+        asked = [loop.run_in_executor(executor, one) for one in both]
+        assert await asyncio.gather(*asked) == [7, 7]
     assert (seen["request_id"], seen["job_id"], seen["project"]) == ("r-1", "job-2", "beside")
     spent = meter.timings(preprocess_ms=3.0)
     assert spent.compute_ms >= 40
@@ -102,11 +102,11 @@ async def test_work_beside_the_queues_is_noted_with_its_caller() -> None:
 
 async def test_training_is_charged_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "_EVERY_S", 0.01)
+    started_s = time.perf_counter()
     async with accounting.training("trains", devices=2):
         while not charged("trains", "training"):
             await asyncio.sleep(0.005)
         between = charged("trains", "training")
-        started_s = time.perf_counter()
         await asyncio.sleep(0.05)
     assert charged("trains", "training") - between >= 2 * 0.05
-    assert charged("trains", "training") - between <= 2 * (time.perf_counter() - started_s) + 0.1
+    assert charged("trains", "training") <= 2 * (time.perf_counter() - started_s)
