@@ -105,11 +105,11 @@ async def test_work_beside_the_queues_is_noted_with_its_caller() -> None:
 
 async def test_training_is_charged_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "_EVERY_S", 0.01)
+    started_s = time.perf_counter()
     async with accounting.training("trains", devices=2):
         while not charged("trains", "training"):
             await asyncio.sleep(0.005)
         between = charged("trains", "training")
-        started_s = time.perf_counter()
         await asyncio.sleep(0.05)
     assert charged("trains", "training") - between >= 2 * 0.05
-    assert charged("trains", "training") - between <= 2 * (time.perf_counter() - started_s) + 0.1
+    assert charged("trains", "training") <= 2 * (time.perf_counter() - started_s)

@@ -146,7 +146,7 @@ async def two() -> AsyncIterator[list[str]]:
 async def test_every_process_behind_an_address_is_asked(
     two: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instances, "_ASK_S", 0.5)
+    monkeypatch.setattr(instances, "_ASK_S", 30.0)
     settings = GatewaySettings(
         teacher_address=f"ipv4:{','.join(two)}",
         concepts_address="127.0.0.1:1",
