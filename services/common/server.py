@@ -13,6 +13,7 @@ import functools
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -158,7 +159,8 @@ async def run(app: App) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await worker
     await app.stop()
-    await asyncio.to_thread(tracing.stop)
+    with ThreadPoolExecutor(1) as own:  # the loop's executor may have been the app's, and be gone
+        await loop.run_in_executor(own, tracing.stop)
     if failed:
         sys.exit(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ mount -o remount,bind,ro "$IMAGE/weights"
 mount --bind "$PYTHON" "$IMAGE/python"
 mount -o remount,bind,ro "$IMAGE/python"
 mount -t tmpfs -o mode=755 tmpfs "$AWAY"
+test -z "$SHUT" || mount -t tmpfs -o mode=755 tmpfs "$SHUT"
 mkdir -p "$PYTHON"
 mount --bind "$IMAGE/python" "$PYTHON"
 cd "$IMAGE/var/lib/stillhouse"
@@ -95,15 +97,26 @@ def confined(image: Image, data: Path, command: list[str]) -> list[str]:
             os.chown(path, USER, USER)
     weights = Path.home() / ".cache" / "stillhouse"
     weights.mkdir(parents=True, exist_ok=True)
+    python = Path(os.path.realpath(image.python)).parents[1]
     names = {
         "DATA": data,
         "IMAGE": image.folder,
         "WEIGHTS": weights,
-        "PYTHON": Path(os.path.realpath(image.python)).parents[1],
+        "PYTHON": python,
         "AWAY": Path.home(),
+        "SHUT": _shut_above(python),
     }
     given = " ".join(f"{name}={shlex.quote(str(path))}" for name, path in names.items())
     return ["unshare", "--mount", "--", "sh", "-c", f"{given}\n{_ROOM}", "room", *command]
+
+
+def _shut_above(python: Path) -> str:
+    """Return the folder above the interpreter that others may not enter, such as another home;
+    empty where there is none but our own home."""
+    for folder in reversed(python.parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return "" if folder == Path.home() else str(folder)
+    return ""
 
 
 @contextmanager

@@ -194,7 +194,7 @@ async def test_a_student_takes_regions_that_a_job_has_stored(world: World, tmp_p
     stored = Regions(np.full((2, 8), 7, np.float16), np.ones((2, 2), np.uint8))
     await cache.put(RegionSpace("default", *origin.values()), {digest("b"): stored})
     calls = StudentCalls(peers, BlobStore(str(tmp_path)), Catalogue([], {}), cache)
-    found = await calls.regions(student, by_digest("a", "b", "c"))
+    found, _ = await calls.regions(student, by_digest("a", "b", "c"))
     assert concepts.batches == [["a", "c"]]
     assert [float(one.embeddings[0, 0]) for one in found if isinstance(one, Regions)] == [
         float(row(digest("a"))[0]),
