@@ -18,9 +18,10 @@ from services.common.blobs import BlobStore
 from services.common.device import Device
 from services.common.errors import StillhouseError
 from services.common.fairness import Flow
-from services.common.names import join, parse
+from services.common.names import join
 from services.common.tensors import Array, to_message
 from services.teacher.language import prompts
+from services.teacher.language.backend import flow_of
 from services.teacher.language.registry import ServedLanguageModel
 from services.teacher.language.scoring import ScoreInput
 from services.teacher.language.shards import ShardWork
@@ -76,7 +77,7 @@ class LocalBackend:
         preprocess_ms = (time.perf_counter() - started_s) * 1000
         inputs = [one for one in given if isinstance(one, ScoreInput)]
         rows = await self._served.scores.submit(
-            inputs, flow=_flow(request), time_left_s=time_left_s
+            inputs, flow=flow_of(request), time_left_s=time_left_s
         )
         left = iter(zip(inputs, rows, strict=True))
         results = [
@@ -101,7 +102,7 @@ class LocalBackend:
     async def generate(
         self, request: teacher_pb2.GenerateRequest
     ) -> AsyncGenerator[teacher_pb2.GenerateResponse, None]:
-        flow = _flow(request)
+        flow = flow_of(request)
         in_thread = partial(self._device.run, flow=flow)
         async with (
             self._writers.room(flow, len(request.items)),
@@ -126,11 +127,6 @@ class LocalBackend:
             return make(item, loaded.encoder, loaded.vocab_size)
         except StillhouseError as error:
             return error.to_status()
-
-
-def _flow(request: teacher_pb2.ScoreRequest | teacher_pb2.GenerateRequest) -> Flow:
-    project, _ = parse(request.model, "models", field="model")
-    return Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
 
 
 def _answer(
