@@ -24,7 +24,7 @@ from services.common.server import LIVE
 
 SERVICE = """
 import asyncio, sys
-from services.common import errors, logs, server
+from services.common import errors, interceptors, logs, server
 from services.common.settings import ServiceSettings
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
@@ -36,6 +36,13 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
             raise OSError(28, "No space left on device", "/secret/path")
         if request.name == "full":
             raise errors.Overloaded("queue is full", retry_after_s=1.5)
+        if request.name == "quota":
+            raise errors.QuotaReached("too many", subject="projects/p", retry_after_s=1.5)
+        if request.name == "memory":
+            raise MemoryError("secret size")
+        if request.name == "left":
+            left = interceptors.time_left_s(context)
+            raise errors.InvalidInput(f"{left is not None and 5 < left <= 10}", field="name")
         if request.name == "slow":
             await asyncio.sleep(1.0)
             return teacher_pb2.GetModelResponse(model=teacher_pb2.Model(name="slow"))
@@ -84,13 +91,18 @@ def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
     with running() as (_, address), grpc.insecure_channel(address) as channel:
         stub = teacher_pb2_grpc.TeacherServiceStub(channel)
         seen = {}
-        for name in ("bad", "full", "disk", "bug"):
+        for name in ("bad", "full", "quota", "disk", "memory", "bug", "left"):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.GetModel(teacher_pb2.GetModelRequest(name=name), timeout=10)
             seen[name] = _status(caught.value)
         assert seen["bad"][:2] == (3, ["ErrorInfo", "BadRequest"])
         assert seen["full"][:2] == (8, ["ErrorInfo", "RetryInfo"])
         assert seen["disk"][:2] == (8, ["ErrorInfo", "RetryInfo"])
+        assert seen["quota"][:2] == (8, ["ErrorInfo", "RetryInfo", "QuotaFailure"])
+        assert seen["memory"][:2] == (8, ["ErrorInfo"])
+        assert "secret" not in seen["memory"][2]
+        assert "memory" in seen["memory"][2]
+        assert seen["left"][2] == "True"  # the deadline of 10 s below
         assert "disk is full" in seen["disk"][2]
         assert "secret" not in seen["disk"][2]
         assert seen["bug"][:2] == (13, ["ErrorInfo"])

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
+
+from services.common.fairness import Flow
+from services.common.names import parse
+
+
+def flow_of(request: teacher_pb2.ScoreRequest | teacher_pb2.GenerateRequest) -> Flow:
+    """Return whose turn a call takes. Raises InvalidInput."""
+    project, _ = parse(request.model, "models", field="model")
+    return Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
 
 
 class LanguageBackend(Protocol):

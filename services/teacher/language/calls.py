@@ -12,6 +12,7 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import LanguageModel
 from services.common.device import Device
 from services.common.errors import NotFound, Precondition, StillhouseError
+from services.common.fair_slots import FairSlots
 from services.common.inputs import check_batch
 from services.common.interceptors import Context, time_left_s
 from services.common.model_records import LanguageModelRecord
@@ -41,7 +42,7 @@ class LanguageCalls:
         self._device, self._blobs = device, blobs
         self._registry = LanguageRegistry(settings, source, device)
         self._servers: dict[str, OpenAIServer] = {}
-        self._slots = asyncio.Semaphore(settings.openai_concurrency)
+        self._slots = FairSlots(settings.openai_concurrency, settings.weights)
         self._writers = Writers(
             settings.max_generations, settings.max_queue_items, settings.weights
         )

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 from google.rpc import status_pb2
-from stillhouse.common.v1 import items_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import tracing
@@ -21,10 +20,11 @@ from services.common.blobs import BlobStore
 from services.common.device import Device
 from services.common.errors import StillhouseError
 from services.common.fairness import Flow
-from services.common.names import join, parse
+from services.common.names import join
 from services.common.tensors import Array, to_message
 from services.common.timings import encoding, timings_of
 from services.teacher.language import prompts
+from services.teacher.language.backend import flow_of
 from services.teacher.language.registry import ServedLanguageModel
 from services.teacher.language.scoring import ScoreInput
 from services.teacher.language.shards import ShardWork
@@ -81,7 +81,7 @@ class LocalBackend:
         preprocess_ms = (time.perf_counter() - started_s) * 1000
         inputs = [one for one in given if isinstance(one, ScoreInput)]
         rows = await self._served.scores.submit(
-            inputs, flow=_flow(request), time_left_s=time_left_s
+            inputs, flow=flow_of(request), time_left_s=time_left_s
         )
         left = iter(zip(inputs, rows, strict=True))
         spent = timings_of(rows, preprocess_ms)
@@ -110,7 +110,7 @@ class LocalBackend:
         self, request: teacher_pb2.GenerateRequest
     ) -> AsyncGenerator[teacher_pb2.GenerateResponse, None]:
         # A step makes one token, too little for a span of its own.
-        flow, name = _flow(request), f"{self._served.loaded.model_id} answers"
+        flow, name = flow_of(request), f"{self._served.loaded.model_id} answers"
         thread, asked_s = _Thread(self._device, flow, name, traced=False), time.perf_counter()
         async with (
             self._writers.room(flow, len(request.items)),
@@ -151,11 +151,6 @@ class _Thread:
     async def __call__(self, work: Callable[[], R], *, items: int = 1) -> R:
         mine = noted(work, self._name, items=items, tally=self.tally, traced=self._traced)
         return await self._device.run(mine, flow=self._flow)
-
-
-def _flow(request: teacher_pb2.ScoreRequest | teacher_pb2.GenerateRequest) -> Flow:
-    project, _ = parse(request.model, "models", field="model")
-    return Flow(project, request.execution == items_pb2.EXECUTION_SHARD)
 
 
 def _answer(

@@ -20,9 +20,11 @@ from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common.catalogue import LanguageModel
 from services.common.errors import InvalidInput, NotFound, Precondition
+from services.common.fair_slots import FairSlots
 from services.common.names import join
 from services.common.tensors import to_message
 from services.teacher.language import prompts
+from services.teacher.language.backend import flow_of
 from services.teacher.language.generation import SamplingOptions
 from services.teacher.language.openai_http import OpenAIServer
 from services.teacher.language.options import sampling_options
@@ -35,9 +37,7 @@ _STOPPED = "stop"
 class OpenAIBackend:
     """Serves one entry of loader `openai`; `slots` bounds what the server gets at once."""
 
-    def __init__(
-        self, entry: LanguageModel, server: OpenAIServer, slots: asyncio.Semaphore
-    ) -> None:
+    def __init__(self, entry: LanguageModel, server: OpenAIServer, slots: FairSlots) -> None:
         self._entry, self._server, self._slots = entry, server, slots
         text = json.dumps(["openai", entry.url, entry.remote_model])
         self._digest = hashlib.sha256(text.encode()).hexdigest()
@@ -61,9 +61,7 @@ class OpenAIBackend:
         self, request: teacher_pb2.ScoreRequest, time_left_s: float | None
     ) -> teacher_pb2.ScoreResponse:
         started_s = time.perf_counter()
-        results = await asyncio.gather(
-            *(self._score(item, request.per_token) for item in request.items)
-        )
+        results = await asyncio.gather(*(self._score(item, request) for item in request.items))
         spent_ms = (time.perf_counter() - started_s) * 1000
         return teacher_pb2.ScoreResponse(
             results=results,
@@ -117,7 +115,7 @@ class OpenAIBackend:
         try:
             prompts.check_item_id(item.item_id)
             path, body = self._asked(item, options)
-            async with self._slots:
+            async with self._slots.hold(flow_of(request)):
                 started_s = time.perf_counter()
                 if request.stream_text:
                     found = await self._streamed(path, body, tell)
@@ -159,7 +157,9 @@ class OpenAIBackend:
                     tell(text=piece)
         return _answer(text, int(said or count), finish)
 
-    async def _score(self, item: teacher_pb2.ScoreItem, per_token: bool) -> teacher_pb2.ScoreResult:
+    async def _score(
+        self, item: teacher_pb2.ScoreItem, request: teacher_pb2.ScoreRequest
+    ) -> teacher_pb2.ScoreResult:
         try:
             prompts.check_item_id(item.item_id)
             before, whole = _given(item)
@@ -171,7 +171,7 @@ class OpenAIBackend:
                 "max_tokens": 1,  # several servers refuse 0; what is made is left out
                 "temperature": 0,
             }
-            async with self._slots:
+            async with self._slots.hold(flow_of(request)):
                 reply = await self._server.post("/completions", body)
             values = answer_values(reply, before, whole)
         except InvalidInput as error:
@@ -179,7 +179,7 @@ class OpenAIBackend:
                 raise _no_scores(self._entry.id, error.message) from None
             return teacher_pb2.ScoreResult(item_id=item.item_id, error=error.to_status())
         found = teacher_pb2.AnswerScore(log_probability=sum(values), token_count=len(values))
-        if per_token:
+        if request.per_token:
             found.token_log_probabilities.CopyFrom(to_message(np.array(values, np.float32)))
         return teacher_pb2.ScoreResult(item_id=item.item_id, score=found)
 

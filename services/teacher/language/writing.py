@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from google.rpc import status_pb2
@@ -17,7 +17,8 @@ from stillhouse.teacher.v1 import teacher_pb2
 from services.common import metrics
 from services.common.admission import Door, Load, Place
 from services.common.errors import InvalidInput, Overloaded, StillhouseError
-from services.common.fairness import FairClock, FairQueue, Flow, Weights
+from services.common.fair_slots import FairSlots
+from services.common.fairness import Flow, Weights
 from services.common.pace import ServiceRate
 from services.common.tensors import to_message
 from services.teacher.language import prompts
@@ -29,23 +30,12 @@ from services.teacher.language.shards import InThread
 from services.teacher.settings import TeacherSettings
 
 
-@dataclass(eq=False)
-class _Turn:
-    """A Generate call that waits to write."""
-
-    flow: Flow
-    cost: float
-    granted: asyncio.Future[None]
-
-
 class Writers:
     """Lets some Generate calls write at the same time and keeps the others waiting, up to a limit
     of prompts; projects take turns by their shares."""
 
     def __init__(self, at_once: int, max_items: int, weights: Weights) -> None:
-        self._at_once = self._free = at_once
-        self._clock = FairClock(weights)
-        self._queue: FairQueue[_Turn] = FairQueue(self._clock)
+        self._at_once, self._slots = at_once, FairSlots(at_once, weights)
         self._door = Door("the queue of prompts", Load(max_items, math.inf), weights)
         self._rate = ServiceRate(memory_s=60.0)
 
@@ -54,20 +44,13 @@ class Writers:
         """Wait for a turn. Raises Overloaded or QuotaReached where too many prompts are inside
         already."""
         place = self._admitted(flow, Load(items, items))
-        turn = _Turn(flow, items, asyncio.get_running_loop().create_future())
-        self._queue.push(turn)
-        self._grant()
-        started_s = time.perf_counter()
         try:
-            await turn.granted
-            started_s = time.perf_counter()
-            yield
+            async with self._slots.hold(flow):
+                started_s = time.perf_counter()
+                yield
+                self._rate.observe(items, (time.perf_counter() - started_s) / self._at_once)
         finally:
             place.leave()
-            if turn.granted.cancelled():
-                self._queue.remove([turn])
-            else:
-                self._end(turn, time.perf_counter() - started_s)
 
     def _admitted(self, flow: Flow, load: Load) -> Place:
         try:
@@ -76,20 +59,6 @@ class Writers:
             metrics.refuse("answers", load.items, reason=error.reason)
             raise
         return Place(self._door, flow, load)
-
-    def _grant(self) -> None:
-        while self._free and (found := self._queue.head()):
-            self._clock.begin(found[1])
-            turn = self._queue.take(found[1])
-            if not turn.granted.done():  # else its caller is just leaving
-                turn.granted.set_result(None)
-                self._free -= 1
-
-    def _end(self, turn: _Turn, seconds: float) -> None:
-        self._free += 1
-        self._clock.charge({turn.flow: 1.0}, seconds)
-        self._rate.observe(turn.cost, seconds / self._at_once)
-        self._grant()
 
 
 async def write(
