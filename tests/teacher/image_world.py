@@ -29,8 +29,8 @@ SIZE_PX = 32
 CLASSES = ("red", "green", "blue")
 
 
-def make_catalogue(folder: Path, more: str = "") -> Path:
-    """A random test_resnet of three classes as a catalogue entry, and `more` entries as text."""
+def make_catalogue(folder: Path, entries: str = "") -> Path:
+    """A random test_resnet of three classes as a catalogue entry, and further `entries` as text."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     save_file(build_timm("test_resnet", len(CLASSES)).state_dict(), folder / "tiny.safetensors")
@@ -39,7 +39,8 @@ def make_catalogue(folder: Path, more: str = "") -> Path:
         f'[entries.{MODEL}]\nkind = "image-classifier"\nloader = "timm"\nlicence = "CC0-1.0"\n'
         f'architecture = "test_resnet"\nsource = "file:{folder / "tiny.safetensors"}"\n'
         f"classes = {list(CLASSES)}\n"
-        f"input = {{ size_px = {SIZE_PX}, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }}\n{more}"
+        f"input = {{ size_px = {SIZE_PX}, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }}\n"
+        f"{entries}"
     )
     return path
 
@@ -48,18 +49,18 @@ def make_catalogue(folder: Path, more: str = "") -> Path:
 async def teacher(
     folder: Path,
     *,
-    more: str = "",
+    entries: str = "",
     also: Callable[[Path], Path] | None = None,
     **settings: Any,
 ) -> AsyncIterator[TeacherServicer]:
-    """The servicer, closed at the end; blobs are in `folder`/blobs, `more` in its catalogue. `also`
+    """The servicer, closed at the end; blobs are in `folder`/blobs, `entries` in its catalogue. `also`
     writes a further catalogue into the folder."""
     made = TeacherSettings(
         blob_url=str(folder / "blobs"),
         cache_dir=folder / "cache",
         **{"preload": MODEL, "shard_batch": 4, "threads": 1, **settings},
     )
-    paths = [make_catalogue(folder, more), *([also(folder)] if also else [])]
+    paths = [make_catalogue(folder, entries), *([also(folder)] if also else [])]
     blobs, catalogue = BlobStore(made.blob_url), load_catalogue(paths)
     registry = Registry(made, catalogue, blobs)
     source = ModelSource(catalogue, blobs, made.cache_dir)

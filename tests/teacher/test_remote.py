@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -61,11 +62,18 @@ def colours(port: int, input_format: str, **fields: object) -> str:
 
 
 async def classify(
-    servicer: TeacherServicer, data: list[bytes], model: str = FAR, **fields: Any
+    servicer: TeacherServicer,
+    data: list[bytes],
+    model: str = FAR,
+    *,
+    left_s: float | None = None,
+    **fields: Any,
 ) -> teacher_pb2.ClassifyResponse:
+    """Classify as a caller that waits for `left_s` seconds."""
     items = [items_pb2.ImageInput(item_id=str(n), data=one) for n, one in enumerate(data)]
     request = teacher_pb2.ClassifyRequest(model=model, items=items, **fields)
-    return await servicer.Classify(request, None)  # type: ignore[arg-type]
+    context = SimpleNamespace(time_remaining=lambda: left_s)
+    return await servicer.Classify(request, context)  # type: ignore[arg-type]
 
 
 async def described(servicer: TeacherServicer, model: str = FAR) -> teacher_pb2.Model:
@@ -86,7 +94,7 @@ async def test_a_teacher_behind_another_server_answers_as_it_does_there(tmp_path
     async with (
         teacher(tmp_path / "there") as there,
         served(inference(there)) as port,
-        teacher(tmp_path / "here", more=entry(port, max_batch=3)) as here,
+        teacher(tmp_path / "here", entries=entry(port, max_batch=3)) as here,
     ):
         data = [photo(n) for n in range(8)]
         response = await classify(here, [*data[:4], b"broken", *data[4:]])
@@ -109,7 +117,7 @@ async def test_probabilities_become_logits_with_the_same_softmax(tmp_path: Path)
     async with (
         teacher(tmp_path / "there") as there,
         served(inference(there)) as port,
-        teacher(tmp_path / "here", more=entry(port, **fields)) as here,
+        teacher(tmp_path / "here", entries=entry(port, **fields)) as here,
     ):
         found = logits(await classify(here, [photo(5)]))
         wanted = logits(await classify(there, [photo(5)], NAME))
@@ -121,7 +129,7 @@ async def test_probabilities_become_logits_with_the_same_softmax(tmp_path: Path)
 async def test_pixels_are_cropped_here_and_sent_as_they_are(tmp_path: Path, typed: bool) -> None:
     there = ColourServer("UINT8", (-1, 16, 16, 3))
     there.typed = typed
-    async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
+    async with served(there) as port, teacher(tmp_path, entries=colours(port, "uint8")) as here:
         response = await classify(here, [photo(1), photo(2)])
         for at, seed in enumerate((1, 2)):
             square = np.asarray(SQUARE.pixels(decode(photo(seed))))
@@ -133,7 +141,7 @@ async def test_normalised_pixels_go_channels_first_where_asked(tmp_path: Path) -
     there = ColourServer("FP32", (-1, 3, 16, 16))
     async with (
         served(there) as port,
-        teacher(tmp_path, more=colours(port, "fp32", input_layout="nchw")) as here,
+        teacher(tmp_path, entries=colours(port, "fp32", input_layout="nchw")) as here,
     ):
         await classify(here, [photo(1)])
         np.testing.assert_array_equal(there.seen[0][0], SQUARE(decode(photo(1))).numpy())
@@ -144,7 +152,7 @@ async def test_views_are_made_here_where_pixels_are_sent(tmp_path: Path) -> None
     asked = items_pb2.Augmentation(policy="flip_crop", views=3, seed=7)
     async with (
         served(there) as port,
-        teacher(tmp_path, more=colours(port, "uint8", max_batch=4)) as here,
+        teacher(tmp_path, entries=colours(port, "uint8", max_batch=4)) as here,
     ):
         shard = items_pb2.EXECUTION_SHARD
         data = [photo(1), b"broken", photo(2)]
@@ -167,7 +175,7 @@ async def test_a_refused_batch_is_asked_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "white.png").touch()
     white.save(tmp_path / "white.png")
     data = [photo(1), (tmp_path / "white.png").read_bytes(), photo(2)]
-    async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
+    async with served(there) as port, teacher(tmp_path, entries=colours(port, "uint8")) as here:
         response = await classify(here, data)
         assert [one.error.code for one in response.results] == [0, 3, 0]
         assert "too bright" in response.results[1].error.message
@@ -182,7 +190,7 @@ async def refused(work: Any) -> StillhouseError:
 async def test_what_it_cannot_give_is_a_precondition(tmp_path: Path) -> None:
     features = [teacher_pb2.CLASSIFY_OUTPUT_FEATURES]
     views = items_pb2.Augmentation(policy="flip_crop", views=2)
-    async with teacher(tmp_path, more=entry(1)) as here:
+    async with teacher(tmp_path, entries=entry(1)) as here:
         found = await refused(classify(here, [photo(0)], outputs=features))
         assert isinstance(found, Precondition)
         assert "features" in found.differences.values()
@@ -208,7 +216,7 @@ async def test_another_model_than_the_entry_tells_is_found_before_work(
     given = {"input_format": "uint8", **fields}
     async with (
         served(there) as port,
-        teacher(tmp_path, more=colours(port, str(given.pop("input_format")), **given)) as here,
+        teacher(tmp_path, entries=colours(port, str(given.pop("input_format")), **given)) as here,
     ):
         found = await refused(described(here))
         assert isinstance(found, Precondition)
@@ -221,13 +229,13 @@ async def test_an_answer_of_another_form_is_a_precondition(
 ) -> None:
     there = ColourServer("UINT8", (-1, 16, 16, 3))
     there.answer = values
-    async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
+    async with served(there) as port, teacher(tmp_path, entries=colours(port, "uint8")) as here:
         assert isinstance(await refused(classify(here, [photo(1)])), Precondition)
 
 
 async def test_a_server_that_comes_back_only_delays(tmp_path: Path) -> None:
     there, port = ColourServer("UINT8", (-1, 16, 16, 3)), free_port()
-    async with teacher(tmp_path, more=colours(port, "uint8"), oip_retry_s=20) as here:
+    async with teacher(tmp_path, entries=colours(port, "uint8"), oip_retry_s=20) as here:
         asked = asyncio.create_task(classify(here, [photo(1)]))
         await asyncio.sleep(0.5)
         assert not asked.done()
@@ -239,10 +247,10 @@ async def test_a_server_that_comes_back_only_delays(tmp_path: Path) -> None:
 
 async def test_failures_keep_their_meaning(tmp_path: Path) -> None:
     there = ColourServer("UINT8", (-1, 16, 16, 3))
-    limits = {"oip_retry_s": 0.0, "oip_timeout_s": 0.3, "max_queue_items": 4}
+    limits = {"oip_retry_s": 0.0, "max_queue_items": 4}
     async with (
         served(there) as port,
-        teacher(tmp_path, more=colours(port, "uint8"), **limits) as here,
+        teacher(tmp_path, entries=colours(port, "uint8"), **limits) as here,
     ):
         await classify(here, [photo(1)])
         for code, wanted in (
@@ -254,16 +262,16 @@ async def test_failures_keep_their_meaning(tmp_path: Path) -> None:
         ):
             there.failures = [code]
             assert type(await refused(classify(here, [photo(1)]))) is wanted, code
-        there.slow_s = 5
-        slow = asyncio.create_task(classify(here, [photo(n) for n in range(3)]))
-        await asyncio.sleep(0.05)
+        there.slow_s = 60
+        slow = asyncio.create_task(classify(here, [photo(n) for n in range(3)], left_s=0.5))
+        await asyncio.sleep(0)
         assert type(await refused(classify(here, [photo(0)] * 2))) is Overloaded
         assert type(await refused(slow)) is PeerUnavailable
 
 
 async def test_a_new_version_changes_the_digest(tmp_path: Path) -> None:
     there = ColourServer("UINT8", (-1, 16, 16, 3))
-    async with served(there) as port, teacher(tmp_path, more=colours(port, "uint8")) as here:
+    async with served(there) as port, teacher(tmp_path, entries=colours(port, "uint8")) as here:
         first = (await classify(here, [photo(1)])).model_digest
         there.versions = ["1", "2"]
         assert type(await refused(classify(here, [photo(1)]))) is PeerUnavailable
@@ -272,7 +280,7 @@ async def test_a_new_version_changes_the_digest(tmp_path: Path) -> None:
 
 
 async def test_it_is_listed_without_being_asked(tmp_path: Path) -> None:
-    async with teacher(tmp_path, more=entry(1)) as here:
+    async with teacher(tmp_path, entries=entry(1)) as here:
         request = teacher_pb2.ListModelsRequest(project="default")
         listed = await here.ListModels(request, None)  # type: ignore[arg-type]
         (far,) = [one for one in listed.models if one.name == FAR]
