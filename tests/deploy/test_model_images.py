@@ -64,7 +64,7 @@ def test_the_teachers_image_answers_a_batch_that_a_sigterm_meets(
     tmp_path: Path, metrics_port: int
 ) -> None:
     with container(built("teacher"), tmp_path, TEACHER_METRICS_PORT=str(metrics_port)) as teacher:
-        wait_ready(teacher.address, process=teacher.process)
+        wait_ready(teacher.address, process=teacher.process, timeout_s=600)
         assert teacher.health() == (0, "SERVING")
         items = [items_pb2.ImageInput(data=photo(seed)) for seed in range(256)]
         model = "projects/default/models/efficientnet-lite0"
@@ -86,7 +86,7 @@ def test_the_concepts_image_answers_a_batch_that_a_sigterm_meets(
 ) -> None:
     more = {"CONCEPTS_METRICS_PORT": str(metrics_port)}
     with container(built("concepts"), tmp_path, **more) as concepts:
-        wait_ready(concepts.address, process=concepts.process)
+        wait_ready(concepts.address, process=concepts.process, timeout_s=600)
         assert concepts.health() == (0, "SERVING")
         items = [items_pb2.ImageInput(data=photo(seed)) for seed in range(256)]
         encoder = "projects/default/encoders/effl2-minilm"
@@ -107,7 +107,7 @@ def test_the_students_image_ends_a_short_run_that_a_sigterm_meets(tmp_path: Path
     blobs = tmp_path / "lib" / "stillhouse" / "blobs"
     recipe = head_recipe(make_data(BlobStore(str(blobs))))
     with container(built("student"), tmp_path) as student:
-        wait_ready(student.address, process=student.process)
+        wait_ready(student.address, process=student.process, timeout_s=600)
         assert student.health() == (0, "SERVING")
         with grpc.insecure_channel(student.address) as channel, ThreadPoolExecutor(1) as pool:
             stub = student_pb2_grpc.StudentServiceStub(channel)
@@ -127,7 +127,7 @@ def test_the_gateways_image_holds_the_workbench_and_no_node(tmp_path: Path) -> N
     port = free_port()
     image = built("gateway")
     with container(image, tmp_path, GATEWAY_HTTP_PORT=str(port)) as gateway:
-        wait_ready(gateway.address, process=gateway.process)
+        wait_ready(gateway.address, process=gateway.process, timeout_s=600)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
             assert b"<title>" in page.read()
     assert not list((image.folder / "opt" / "venv").rglob("node"))
