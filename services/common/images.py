@@ -166,7 +166,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS, *, at_least_px: int = 0
             image.load()
             rgb = _rgb(image)
             turn = _TURNS.get(_orientation(image))
-            upright = rgb.transpose(turn) if turn is not None else rgb.copy()
+            upright = rgb.transpose(turn) if turn is not None else rgb
         except Exception as error:  # as above: decoders raise almost any type on damaged data
             raise ImageError(f"the image is damaged: {error}", "IMAGE_DAMAGED") from error
     upright.info = {}  # profiles, EXIF and comments are of no use to a model and may be large

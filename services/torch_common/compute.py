@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from services.common.errors import InvalidInput
 from services.common.settings import ModelSettings
+from services.common.tensors import Array
 from services.torch_common.preprocess import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,16 +117,11 @@ class Compute:
             raise InvalidInput(f"{len(items)} images do not fit a batch of {size}")
         for item in items:
             _check(item, edge)
-        batch = torch.zeros((size, edge, edge, 3), device=self.device)
-        filled = batch[: len(items)]
         if self.is_cuda and all(item.dtype == torch.uint8 for item in items):
-            _normalise(filled.copy_(torch.stack(list(items))), preprocessing)
-        else:  # one by one: an image stays in the processor's cache through all steps
-            for row, item in zip(filled, items, strict=True):
-                if item.dtype == torch.uint8:
-                    _normalise(row.copy_(item), preprocessing)
-                else:
-                    row.copy_(item.permute(1, 2, 0))
+            batch = torch.zeros((size, edge, edge, 3), device=self.device)
+            _normalise(batch[: len(items)].copy_(torch.stack(list(items))), preprocessing)
+        else:
+            batch = torch.from_numpy(_filled(items, size, preprocessing))
         return self.move(batch.permute(0, 3, 1, 2))
 
     def shape_of(self, count: int, limit: int) -> int:
@@ -180,11 +177,35 @@ def _check(item: Tensor, edge: int) -> None:
         )
 
 
-def _normalise(rows: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Normalise [..., 3] of 0 to 255 in place, with the bits of `Preprocessing.normalise`."""
-    mean = torch.tensor(preprocessing.mean, device=rows.device)
-    std = torch.tensor(preprocessing.std, device=rows.device)
-    return rows.div_(255).sub_(mean).div_(std)
+def _filled(items: Sequence[Tensor], size: int, preprocessing: Preprocessing) -> Array:
+    """The normalised images as float32 [size, S, S, 3], with the bits of `Preprocessing.normalise`.
+
+    In numpy, one image after the other: an image stays in the processor's cache through all steps,
+    and one thread needs a third of the time in which torch wakes a second for each of them.
+    """
+    edge = preprocessing.size_px
+    # Constants as long as a row of pixels: over three numbers the innermost loop is not vectorised.
+    mean = np.tile(np.asarray(preprocessing.mean, np.float32), edge)
+    std = np.tile(np.asarray(preprocessing.std, np.float32), edge)
+    batch = np.empty((size, edge, edge * 3), np.float32)
+    for row, item in zip(batch, items, strict=False):
+        pixels = item.cpu().numpy()
+        if item.dtype == torch.uint8:
+            np.divide(pixels.reshape(row.shape), np.float32(255), out=row, dtype=np.float32)
+            row -= mean
+            row /= std
+        else:
+            row[:] = pixels.transpose(1, 2, 0).reshape(row.shape)
+    batch[len(items) :] = 0
+    return batch.reshape(size, edge, edge, 3)
+
+
+def _normalise(rows: Tensor, preprocessing: Preprocessing) -> None:
+    """The same in place for [n, S, S, 3] of 0 to 255, on a GPU."""
+    edge = rows.shape[-2]
+    mean = torch.tensor(preprocessing.mean, device=rows.device).repeat(edge)
+    std = torch.tensor(preprocessing.std, device=rows.device).repeat(edge)
+    rows.flatten(-2).div_(255).sub_(mean).div_(std)
 
 
 def _copy_stream(device: str) -> torch.cuda.Stream:

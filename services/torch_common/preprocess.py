@@ -98,11 +98,13 @@ class Preprocessing:
 
     def normalise(self, square: Image.Image) -> Tensor:
         """fp32 [3, size, size] from the RGB square that `pixels` makes."""
-        array = np.array(square, dtype=np.uint8)
-        tensor = torch.from_numpy(array).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
-        return tensor.sub_(mean).div_(std)
+        # In numpy: one thread does this in a fraction of the time in which torch wakes a second.
+        planes = np.asarray(square, dtype=np.uint8).transpose(2, 0, 1)
+        array = planes.astype(np.float32, order="C").reshape(3, -1)
+        array /= np.float32(255)
+        array -= np.asarray(self.mean, np.float32)[:, None]
+        array /= np.asarray(self.std, np.float32)[:, None]
+        return torch.from_numpy(array.reshape(planes.shape))
 
 
 def as_square(image: Image.Image) -> Tensor:
