@@ -18,7 +18,8 @@ from tests.support import photo
 
 
 async def test_a_large_jpeg_is_decoded_smaller_where_that_is_wanted(tmp_path: Path) -> None:
-    door, large = intake(tmp_path), photo(3, size=(1600, 1200))
+    door = Intake(ConceptsSettings(), BlobStore(str(tmp_path)))
+    large = photo(3, size=(1600, 1200))
     whole, draft = Preprocessing(32), Preprocessing(32, jpeg_draft=True)
     assert (whole.decode_px, draft.decode_px) == (0, 64)
     seen: list[tuple[int, int]] = []

@@ -53,8 +53,8 @@ async def teacher(
     also: Callable[[Path], Path] | None = None,
     **settings: Any,
 ) -> AsyncIterator[TeacherServicer]:
-    """The servicer, closed at the end; blobs are in `folder`/blobs, `entries` in its catalogue. `also`
-    writes a further catalogue into the folder."""
+    """The servicer, closed at the end; blobs are in `folder`/blobs, `entries` in its catalogue.
+    `also` writes a further catalogue into the folder."""
     made = TeacherSettings(
         blob_url=str(folder / "blobs"),
         cache_dir=folder / "cache",
