@@ -42,7 +42,7 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
             raise MemoryError("secret size")
         if request.name == "left":
             left = interceptors.time_left_s(context)
-            raise errors.InvalidInput(f"{left is not None and 5 < left <= 10}", field="name")
+            raise errors.InvalidInput(f"{left is not None and 0 < left <= 11}", field="name")
         if request.name == "slow":
             await asyncio.sleep(1.0)
             return teacher_pb2.GetModelResponse(model=teacher_pb2.Model(name="slow"))
@@ -102,7 +102,7 @@ def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
         assert seen["memory"][:2] == (8, ["ErrorInfo"])
         assert "secret" not in seen["memory"][2]
         assert "memory" in seen["memory"][2]
-        assert seen["left"][2] == "True"  # the deadline of 10 s below
+        assert seen["left"][2] == "True"  # the deadline below, whose encoding rounds up
         assert "disk is full" in seen["disk"][2]
         assert "secret" not in seen["disk"][2]
         assert seen["bug"][:2] == (13, ["ErrorInfo"])
