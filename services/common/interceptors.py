@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ _QUIET = (
 _OURS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 """Codes that are the service's failure; with the others the caller is told no."""
 _log = logs.get(__name__)
+_plain_log = logging.getLogger(__name__)
+"""Says whether a line is wanted; the other makes half of it before it asks."""
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,6 +58,10 @@ def time_left_s(context: Context | None) -> float | None:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler: whatever it raises ends as one rich status, never as a stack trace."""
 
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+        """By method, a handler and what it became; wrapping it anew would cost every call."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -63,8 +70,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        metadata = dict(handler_call_details.invocation_metadata or ())
-        return _wrap(handler, _Call(str(handler_call_details.method), metadata))
+        method = str(handler_call_details.method)
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = _wrap(handler, method.removeprefix("/"))
+            self._wrapped[method] = handler, wrapped
+        return wrapped
 
 
 class _Call:
@@ -72,9 +83,10 @@ class _Call:
 
     span: tracing.Span | None = None
 
-    def __init__(self, method: str, metadata: Mapping[str, Any]) -> None:
-        self.method, self.metadata = method.removeprefix("/"), metadata
-        self.request_id = self._given(callers.REQUEST_ID) or uuid.uuid4().hex
+    def __init__(self, method: str, context: Context) -> None:
+        self.method = method
+        self.metadata: Mapping[str, Any] = dict(context.invocation_metadata() or ())
+        self.request_id = self._given(callers.REQUEST_ID) or secrets.token_hex(16)
         self.quiet = self.method.startswith(_QUIET)
         self.started_s = time.perf_counter()
 
@@ -93,7 +105,8 @@ class _Call:
         _seconds(self.method, code).observe(seconds)
         if self.quiet:
             return
-        _log.debug("rpc", method=self.method, code=code, ms=round(seconds * 1000, 1))
+        if _plain_log.isEnabledFor(logging.DEBUG):
+            _log.debug("rpc", method=self.method, code=code, ms=round(seconds * 1000, 1))
         if self.span is not None:
             tracing.end_call(self.span, code, failed=code in _OURS)
 
@@ -131,7 +144,7 @@ def _seconds(method: str, code: str) -> Histogram:
     return metrics.CALL_SECONDS.labels(method, code)
 
 
-def _wrap(handler: Any, call: _Call) -> Any:
+def _wrap(handler: Any, method: str) -> Any:
     if handler.response_streaming:
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -140,7 +153,7 @@ def _wrap(handler: Any, call: _Call) -> Any:
         )
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         return make(
-            _streaming(inner, call), handler.request_deserializer, handler.response_serializer
+            _streaming(inner, method), handler.request_deserializer, handler.response_serializer
         )
     make_unary = (
         grpc.stream_unary_rpc_method_handler
@@ -149,12 +162,13 @@ def _wrap(handler: Any, call: _Call) -> Any:
     )
     inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
     return make_unary(
-        _unary(inner, call), handler.request_deserializer, handler.response_serializer
+        _unary(inner, method), handler.request_deserializer, handler.response_serializer
     )
 
 
-def _unary(inner: Callable[[Any, Context], Awaitable[Any]], call: _Call) -> Any:
+def _unary(inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
     async def handle(request: Any, context: Context) -> Any:
+        call = _Call(method, context)
         call.bind(request)
         try:
             response = await inner(request, context)
@@ -169,8 +183,9 @@ def _unary(inner: Callable[[Any, Context], Awaitable[Any]], call: _Call) -> Any:
     return handle
 
 
-def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], call: _Call) -> Any:
+def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], method: str) -> Any:
     async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+        call = _Call(method, context)
         call.bind(request)
         try:
             async for response in inner(request, context):

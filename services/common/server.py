@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -192,6 +193,9 @@ async def _start_and_watch(app: App, checks: Any, names: Sequence[str]) -> None:
     except Exception as error:
         _log.error("cannot start", exc_info=error)
         return
+    # What is there now stays: looking through it for garbage would hold calls up again and again.
+    gc.collect()
+    gc.freeze()
     while True:
         try:
             # Not wait_for: before Python 3.12 it loses a cancellation that meets a finished canary.

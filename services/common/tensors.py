@@ -15,7 +15,7 @@ from services.common.errors import InvalidInput
 
 Array = npt.NDArray[Any]
 
-_DTYPES: dict[int, np.dtype[Any]] = {
+_DTYPES: dict[tensor_pb2.DType.ValueType, np.dtype[Any]] = {
     tensor_pb2.D_TYPE_FLOAT16: np.dtype("<f2"),
     tensor_pb2.D_TYPE_FLOAT32: np.dtype("<f4"),
     tensor_pb2.D_TYPE_FLOAT64: np.dtype("<f8"),
@@ -30,13 +30,13 @@ MAX_DIMENSIONS = 8
 def to_message(array: Array) -> tensor_pb2.Tensor:
     """Return `array` as a message (row-major, little-endian). Raises TypeError for an unknown
     dtype."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    code = _CODES.get(little.dtype)
+    code = _CODES.get(array.dtype)
+    if code is None:  # of the other byte order, perhaps
+        array = array.astype(array.dtype.newbyteorder("<"))
+        code = _CODES.get(array.dtype)
     if code is None:
         raise TypeError(f"dtype {array.dtype} has no Tensor code")
-    return tensor_pb2.Tensor(
-        dtype=tensor_pb2.DType.ValueType(code), shape=list(array.shape), data=little.tobytes()
-    )
+    return tensor_pb2.Tensor(dtype=code, shape=array.shape, data=array.tobytes())
 
 
 def from_message(

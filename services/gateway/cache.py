@@ -152,7 +152,9 @@ class EmbeddingCache:
     ) -> list[V | None]:
         found: list[V | None] = [None] * len(keys)
         if keys:
-            values = await self._try(lambda: self._redis.mget(keys))
+            # As bytes, which the client sends as they are.
+            wanted = [key.encode() for key in keys]
+            values = await self._try(lambda: self._redis.mget(wanted))
             if values is not None:
                 found = [None if value is None else decoded(value) for value in values]
         self._count(found)

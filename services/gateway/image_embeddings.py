@@ -51,7 +51,7 @@ class ImageEmbeddings:
         """Embed images with the encoder of a name. Raises StillhouseError where it cannot be
         asked; an item that fails harms no other."""
         space = await self._space(encoder)
-        keys = await asyncio.gather(*(_digest(item) for item in items))
+        keys = [await _digest(item) for item in items]
         digests = [key for key in keys if isinstance(key, str)]
         found: dict[str, Outcome] = {
             digest: row
