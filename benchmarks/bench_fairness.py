@@ -74,10 +74,12 @@ def photos(count: int) -> list[bytes]:
 
 
 @contextmanager
-def service() -> Iterator[str]:
+def service(max_batch_ms: float) -> Iterator[str]:
     """A concepts service on a free port; yields its address."""
     with tempfile.TemporaryDirectory() as folder:
         given = {"CONCEPTS_PORT": "0", "CONCEPTS_BLOB_URL": f"{folder}/blobs"}
+        if max_batch_ms:
+            given["CONCEPTS_MAX_BATCH_MS"] = str(max_batch_ms)
         with Path(folder, "log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "services.concepts"],
@@ -325,13 +327,16 @@ def main() -> None:
     parser.add_argument("--deadline-s", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each peak and overload")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--max-batch-ms", type=float, default=0.0, help="cap of a batch's time (the service's own)"
+    )
     parser.add_argument("--quick", action="store_true", help="a small run, to see it work")
     args = parser.parse_args()
     if args.quick:
         args.calls, args.rounds, args.seconds = 30, 1, 6.0
     # Ended from outside, the service is still stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with service() as address:
+    with service(args.max_batch_ms) as address:
         figures = asyncio.run(measure(address, args))
     figures["machine"] = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__}
     print(json.dumps(figures))

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Case:
     bare: Callable[[], world.Bare]
     catalogue: Path | None = None
     note: str = ""
+    max_batch_ms: float = 0.0
+    """The cap of a batch's time; 0 leaves the service's own."""
 
     @property
     def kind(self) -> str:
@@ -50,6 +52,8 @@ class Case:
         """The service's settings."""
         prefix = self.service.upper()
         found = {f"{prefix}_PRELOAD": self.model_id}
+        if self.max_batch_ms:
+            found[f"{prefix}_MAX_BATCH_MS"] = str(self.max_batch_ms)
         return found | ({f"{prefix}_CATALOGUE": str(self.catalogue)} if self.catalogue else {})
 
     def call(self, channel: grpc.aio.Channel) -> world.Call:
@@ -137,6 +141,7 @@ def summary(
         "p99_ms": {name: world.percentile(ms, 99) for name, ms in latencies.items()},
         "mean_batch": round(mean_batch, 1),
         "loop_batch": size,
+        "max_batch_ms": case.max_batch_ms or world.SETTINGS.max_batch_ms,
         "note": case.note,
     }
 
@@ -169,7 +174,7 @@ def run(case: Case, data: list[bytes], args: argparse.Namespace) -> dict[str, An
     return found
 
 
-def cases(folder: Path, wanted: list[str]) -> list[Case]:
+def cases(folder: Path, wanted: list[str], max_batch_ms: float) -> list[Case]:
     """The models to measure, by id."""
     note = "(open_clip's architecture under random weights: no package carries trained ones)"
     vit = world.vit_catalogue(folder) if world.VIT in wanted else None
@@ -178,7 +183,7 @@ def cases(folder: Path, wanted: list[str]) -> list[Case]:
         Case("concepts", world.VIT, lambda: world.bare_encoder(world.VIT, vit), vit, note),
         Case("teacher", "efficientnet-lite0", lambda: world.bare_classifier("efficientnet-lite0")),
     ]
-    return [case for case in found if case.model_id in wanted]
+    return [replace(one, max_batch_ms=max_batch_ms) for one in found if one.model_id in wanted]
 
 
 def main() -> None:
@@ -190,6 +195,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 images, 2 rounds: does it run?")
     every = ["effl2-minilm", world.VIT, "efficientnet-lite0"]
     parser.add_argument("--models", nargs="+", choices=every, default=every)
+    parser.add_argument(
+        "--max-batch-ms", type=float, default=0.0, help="cap of a batch's time (the services' own)"
+    )
     args = parser.parse_args()
     if args.quick:
         args.images, args.rounds = 64, 2
@@ -197,7 +205,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     data = world.photos(args.images)
     with tempfile.TemporaryDirectory() as folder:
-        done = [(case, run(case, data, args)) for case in cases(Path(folder), args.models)]
+        done = [
+            (case, run(case, data, args))
+            for case in cases(Path(folder), args.models, args.max_batch_ms)
+        ]
     least = {
         f"{name}_ratio": min((f["ratio"] for c, f in done if c.service == name), default=None)
         for name in ("concepts", "teacher")

@@ -51,7 +51,7 @@ class ImageEmbeddings:
         """Embed images with the encoder of a name. Raises StillhouseError where it cannot be
         asked; an item that fails harms no other."""
         space = await self._space(encoder)
-        keys = [await _digest(item) for item in items]
+        keys = await _keys(items)
         digests = [key for key in keys if isinstance(key, str)]
         found: dict[str, Outcome] = {
             digest: row
@@ -106,15 +106,26 @@ class ImageEmbeddings:
         return found
 
 
-async def _digest(item: items_pb2.ImageInput) -> str | status_pb2.Status:
-    """The digest of an item's image, or why it is no item."""
+async def _keys(items: Sequence[items_pb2.ImageInput]) -> list[str | status_pb2.Status]:
+    """Every item's digest, or why it is no item."""
+    keys = [_given(item) for item in items]
+    inline = [at for at, key in enumerate(keys) if key == ""]
+    if inline:
+        made = await asyncio.to_thread(lambda: [digest_of(items[at].data) for at in inline])
+        for at, key in zip(inline, made, strict=True):
+            keys[at] = key
+    return keys
+
+
+def _given(item: items_pb2.ImageInput) -> str | status_pb2.Status:
+    """The digest that an item brings; empty where it brings the image itself."""
     try:
         if len(item.item_id) > MAX_ITEM_ID:
             raise InvalidInput(f"item_id: longer than {MAX_ITEM_ID} characters", field="item_id")
         if item.WhichOneof("source") == "digest":
             return check_digest(item.digest)
         if item.WhichOneof("source") == "data":
-            return await asyncio.to_thread(digest_of, item.data)
+            return ""
         raise InvalidInput("source: one of digest, data is required", field="source")
     except StillhouseError as error:
         return error.to_status()
