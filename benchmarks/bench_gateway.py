@@ -160,6 +160,7 @@ async def measure(
         await load.add_dataset(folder)
         await asyncio.to_thread(add_student, folder)
         names, queued = await queue_up(load, args.jobs)
+        queued["idle_share_of_a_core"] = await load.idle_share()
         rates = await load.rates(names)
         watched = await watch_and_cancel(load, names)
     finally:

@@ -1,9 +1,10 @@
 """How much longer a whole concept job takes than its models alone, and how much a second one.
 
-A suite of real processes runs the concept job on real photos from an empty cache. Then, in the
-same run and with the same number of threads, a bare loop decodes every photo once and runs teacher
-trunk and encoder once each, at the batch shape of the job's shards, with no service, no store and
-no fit. Concepts and fit take a fixed time, so the ratio falls with the number of photos.
+A suite of real processes runs the concept job on real photos from an empty cache: those of the
+fruit set, each once, and mirrored ones where more are asked for. Then, in the same run and with the
+same number of threads, a bare loop decodes every photo once and runs teacher trunk and encoder once
+each, at the batch shape of the job's shards, with no service, no store and no fit. Concepts and fit
+take a fixed time, so the ratio falls with the number of photos.
 
 After each job a second one follows on the same photos, with as many other words: ImageNet's class
 names. It finds teacher outputs and region embeddings where the first one left them, and has its
@@ -14,27 +15,35 @@ and what each stage took.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 from stillhouse.gateway.v1 import jobs_pb2, jobs_pb2_grpc
 
+from services.common.blobs import digest_of
+from services.common.catalogue import load_catalogue
+from services.common.fetch import ensure, ensure_all
 from services.common.process import share_cores
+from services.gateway.builtin_data import iter_fruit
 from tests.e2e.suite import PROJECT, Suite, suite
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BATCH = 16
+CACHE = Path.home() / ".cache" / "stillhouse"
 
 
 @dataclass(frozen=True)
@@ -48,19 +57,46 @@ class Ran:
 CONTROLS = {"without controls": -1, "with 20 controls": 20}
 
 
-def run_jobs(images: int) -> dict[str, tuple[Ran, Ran]]:
+def photos(count: int) -> list[tuple[str, bytes]]:
+    """Return (class, JPEG) of so many photos, no two alike: the set holds many of them twice, and
+    a job computes those once. After the last one come mirrored ones."""
+    catalogue = load_catalogue()
+    path = ensure(catalogue.get("fruit"), CACHE)
+    known = {digest_of(photo.data): photo for photo in reversed(list(iter_fruit(path)))}
+    found = [(photo.labels["coarse"], photo.data) for photo in reversed(known.values())]
+    assert count <= 2 * len(found), f"there are {2 * len(found)} photos at most"
+    return found[:count] + [(name, mirrored(data)) for name, data in found[: count - len(found)]]
+
+
+def mirrored(data: bytes) -> bytes:
+    """Return a photo with left and right exchanged, encoded again."""
+    out = io.BytesIO()
+    ImageOps.mirror(Image.open(io.BytesIO(data)).convert("RGB")).save(out, "JPEG", quality=92)
+    return out.getvalue()
+
+
+def write(found: Sequence[tuple[str, bytes]], folder: Path) -> str:
+    """Write photos into a folder for each class; return the dataset's URI."""
+    for at, (name, data) in enumerate(found):
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{at:05d}.jpg").write_bytes(data)
+    return f"file://{folder}"
+
+
+def run_jobs(found: Sequence[tuple[str, bytes]]) -> dict[str, tuple[Ran, Ran]]:
     """Return the first job and the second, by controls."""
     with tempfile.TemporaryDirectory() as folder, suite(Path(folder)) as running:
-        running.prepare(images)
+        running.prepare(len(found), write(found, Path(folder) / "photos"))
         words = other_words(running)
-        found = {}
+        jobs = {}
         for seed, (label, draws) in enumerate(CONTROLS.items()):
             forget(running)
             first = running.concept_job(seed=seed)
             second = running.concept_job(seed=seed, concepts=words)
             first.concept.control_draws = second.concept.control_draws = draws
-            found[label] = (run_job(running, first), run_job(running, second))
-    return found
+            jobs[label] = (run_job(running, first), run_job(running, second))
+    return jobs
 
 
 def run_job(running: Suite, job: jobs_pb2.DistillationJob) -> Ran:
@@ -84,7 +120,8 @@ def other_words(running: Suite) -> list[str]:
         name = f"{PROJECT}/conceptSets/everyday"
         request = concepts_pb2.GetConceptSetRequest(name=name)
         known = list(stub.GetConceptSet(request, timeout=30).concept_set.words)
-    fresh = [word for word in imagenet_class_names() if word not in set(known)]
+    # A name can stand for two classes.
+    fresh = [word for word in dict.fromkeys(imagenet_class_names()) if word not in set(known)]
     return fresh[: len(known)]
 
 
@@ -111,29 +148,23 @@ def padded(items: list[Tensor]) -> Tensor:
     return torch.cat([torch.stack(items), rest])
 
 
-def run_bare(images: int, threads: int) -> float:
-    """Return seconds of decoding `images` photos once and running both models once."""
+def run_bare(photos: Sequence[bytes], threads: int) -> float:
+    """Return seconds of decoding photos once and running both models once."""
     import torch
 
     from services.common import images as codec
-    from services.common.catalogue import ImageTextEncoder, load_catalogue
-    from services.common.fetch import ensure, ensure_all
+    from services.common.catalogue import ImageTextEncoder
     from services.concepts.loading import load_model
-    from services.gateway.builtin_data import iter_fruit
     from services.teacher.backbones import load_classifier
 
     torch.set_num_threads(threads)
-    cache = Path.home() / ".cache" / "stillhouse"
     catalogue = load_catalogue()
     entry = catalogue.image_model("efficientnet-lite0")
-    teacher = load_classifier(entry, ensure(entry, cache))
+    teacher = load_classifier(entry, ensure(entry, CACHE))
     composed = catalogue.get("effl2-minilm")
     assert isinstance(composed, ImageTextEncoder)
-    paths = ensure_all(catalogue, ["effl2-minilm", "fruit"], cache)
-    encoder = load_model(composed, catalogue, paths, cache)
-    photos = [
-        photo.data for _, photo in zip(range(images), iter_fruit(paths["fruit"]), strict=False)
-    ]
+    paths = ensure_all(catalogue, ["effl2-minilm"], CACHE)
+    encoder = load_model(composed, catalogue, paths, CACHE)
     teacher.warmup(SHARD_BATCH)
     encoder.regions(padded([encoder.preprocessing(codec.decode(photos[0]))]), 1)
     started_s = time.perf_counter()
@@ -174,8 +205,9 @@ def main() -> None:
     images = min(arguments.images, 200) if arguments.quick else arguments.images
     share_cores()
     threads = len(os.sched_getaffinity(0))
-    jobs = run_jobs(images)
-    bare_s = run_bare(images, threads)
+    found = photos(images)
+    jobs = run_jobs(found)
+    bare_s = run_bare([data for _, data in found], threads)
     report(jobs, bare_s, images, threads)
     (first, second), (controlled, controlled_second) = jobs.values()
     result = {

@@ -113,6 +113,12 @@ class Load:
         count, spent_s = await self._together(call, self._seconds)
         return Rate(count / spent_s, (cpu_s(pid) - before_s) / count * 1e6)
 
+    async def idle_share(self) -> float:
+        """Return the share of a core that the gateway takes while nobody calls."""
+        before_s = cpu_s(self._pid)
+        await asyncio.sleep(self._seconds)
+        return (cpu_s(self._pid) - before_s) / self._seconds
+
     async def rates(self, names: Sequence[str]) -> dict[str, Rate]:
         """Measure each method, their mix, and the bare server."""
         calls = self.small_calls(names)

@@ -60,17 +60,28 @@ def presence(
     Raises:
         ValueError: shapes that do not fit, an image without regions, or values that are not finite.
     """
-    starts = _checked_offsets(offsets)
-    concepts = centred_directions(texts, text_mean)
-    vectors, mean = _checked_regions(regions, region_mean, concepts.shape[1], int(starts[-1]))
-    images = len(starts) - 1
-    values = np.empty((images, len(concepts)), np.float32)
-    region = np.empty((images, len(concepts)), np.int32)
-    for first, last in _image_chunks(starts):
-        cosines = _unit_rows(vectors[starts[first] : starts[last]], mean) @ concepts.T
-        local = starts[first : last + 1] - starts[first]
-        values[first:last], region[first:last] = _segment_max(cosines, local)
+    starts, concepts, chunks = _cosines(regions, offsets, texts, region_mean, text_mean)
+    values = np.empty((len(starts) - 1, len(concepts)), np.float32)
+    region = np.empty(values.shape, np.int32)
+    for first, last, cosines, local in chunks:
+        values[first:last] = np.maximum.reduceat(cosines, local[:-1], axis=0)
+        region[first:last] = _deciding(cosines, values[first:last], local)
     return Presence(np.maximum(values, 0.0, out=values), region)
+
+
+def presence_values(
+    regions: npt.ArrayLike,
+    offsets: npt.ArrayLike,
+    texts: npt.ArrayLike,
+    region_mean: npt.ArrayLike,
+    text_mean: npt.ArrayLike,
+) -> Floats:
+    """The same values ``[n, m]`` alone: which region decides takes longer than all the rest."""
+    starts, concepts, chunks = _cosines(regions, offsets, texts, region_mean, text_mean)
+    values = np.empty((len(starts) - 1, len(concepts)), np.float32)
+    for first, last, cosines, local in chunks:
+        values[first:last] = np.maximum.reduceat(cosines, local[:-1], axis=0)
+    return np.maximum(values, 0.0, out=values)
 
 
 def region_cosines(
@@ -163,12 +174,33 @@ def _image_chunks(starts: Ints) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _segment_max(cosines: Floats, starts: Ints) -> tuple[Floats, npt.NDArray[np.int32]]:
-    """Largest cosine of each image, ``[n, m]``, and which of its regions has it."""
-    largest = np.maximum.reduceat(cosines, starts[:-1], axis=0)
+def _cosines(
+    regions: npt.ArrayLike,
+    offsets: npt.ArrayLike,
+    texts: npt.ArrayLike,
+    region_mean: npt.ArrayLike,
+    text_mean: npt.ArrayLike,
+) -> tuple[Ints, Floats, Iterator[tuple[int, int, Floats, Ints]]]:
+    """Checked offsets, directions of the concepts, and by chunk: first and last image, cosines
+    ``[R, m]`` and the offsets in the chunk.
+    """
+    starts = _checked_offsets(offsets)
+    concepts = centred_directions(texts, text_mean)
+    vectors, mean = _checked_regions(regions, region_mean, concepts.shape[1], int(starts[-1]))
+
+    def chunks() -> Iterator[tuple[int, int, Floats, Ints]]:
+        for first, last in _image_chunks(starts):
+            cosines = _unit_rows(vectors[starts[first] : starts[last]], mean) @ concepts.T
+            yield first, last, cosines, starts[first : last + 1] - starts[first]
+
+    return starts, concepts, chunks()
+
+
+def _deciding(cosines: Floats, largest: Floats, starts: Ints) -> npt.NDArray[np.int32]:
+    """Which region ``[n, m]`` of each image has the largest cosine, the first one on a tie."""
     counts = np.diff(starts)
     row_in_image = (np.arange(starts[-1]) - np.repeat(starts[:-1], counts)).astype(np.int32)
     candidate = np.where(
         cosines == np.repeat(largest, counts, axis=0), row_in_image[:, None], np.iinfo(np.int32).max
     )
-    return largest, np.minimum.reduceat(candidate, starts[:-1], axis=0).astype(np.int32)
+    return np.asarray(np.minimum.reduceat(candidate, starts[:-1], axis=0), np.int32)

@@ -7,7 +7,7 @@ checkpoint or with seeded random weights. `Towers` is what the service needs of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,10 @@ from services.concepts.alignment import Head
 from services.concepts.dense import DenseHead, dense_head
 
 _TEXT_BATCH = 32
-_TEXT_LENGTHS = (16, 64)
+_TEXT_LENGTHS = (4, 6, 8, 12, 16)
+"""Tokens of the shorter shapes; most words of a corpus are one or two tokens between two marks."""
+_NAME_LENGTHS = (16,)
+"""The same for the names that a head is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Towers:
         network: fp32 ``[B, 3, S, S]`` to (whole ``[B, D]``, tokens ``[B, h, w, D]``), not
             normalised.
         encode_texts: texts to fp32 ``[n, D]`` unit rows; a row depends on its own text alone.
+        encode_names: the same at the shapes that heads are made with: another shape gives other
+            last bits, and with them another digest of the encoder.
         embedding_dim: D.
         image_size: S.
         map_shape: (h, w).
@@ -44,6 +49,7 @@ class Towers:
     clip: nn.Module
     network: DenseHead
     encode_texts: Callable[[list[str]], Tensor]
+    encode_names: Callable[[list[str]], Tensor]
     embedding_dim: int
     image_size: int
     map_shape: tuple[int, int]
@@ -94,7 +100,11 @@ def timm_clip(
     if head is not None:
         install_head(clip, head)
     tokenizer = open_clip.tokenizer.HFTokenizer(str(text_folder), context_length=context_length)
-    return _towers(clip, _bucketed(clip, tokenizer.tokenizer, context_length), embed_dim)
+    encode, encode_names = (
+        _bucketed(clip, tokenizer.tokenizer, context_length, lengths)
+        for lengths in (_TEXT_LENGTHS, _NAME_LENGTHS)
+    )
+    return _towers(clip, encode, encode_names, embed_dim)
 
 
 def open_clip_model(
@@ -132,7 +142,8 @@ def open_clip_model(
         tokenize = open_clip.get_tokenizer(architecture)
     else:
         tokenize = open_clip.tokenizer.HFTokenizer(str(text_folder), context_length=length)
-    return _towers(clip, _padded(clip, tokenize), int(config["embed_dim"]))
+    encode = _padded(clip, tokenize)
+    return _towers(clip, encode, encode, int(config["embed_dim"]))
 
 
 def install_head(clip: nn.Module, head: Head) -> None:
@@ -145,14 +156,20 @@ def install_head(clip: nn.Module, head: Head) -> None:
         projection.bias.copy_(torch.from_numpy(head.bias))
 
 
-def _towers(clip: nn.Module, encode: Callable[[list[str]], Tensor], embed_dim: int) -> Towers:
+def _towers(
+    clip: nn.Module,
+    encode: Callable[[list[str]], Tensor],
+    encode_names: Callable[[list[str]], Tensor],
+    embed_dim: int,
+) -> Towers:
     clip.requires_grad_(False)
     visual = cast("Any", clip.visual)
     network = dense_head(visual).eval()
     size = visual.image_size if isinstance(visual.image_size, int) else int(visual.image_size[0])
     with torch.inference_mode():
         _, tokens = network(torch.zeros(1, 3, size, size))
-    return Towers(clip, network, encode, embed_dim, size, (tokens.shape[1], tokens.shape[2]))
+    shape = (tokens.shape[1], tokens.shape[2])
+    return Towers(clip, network, encode, encode_names, embed_dim, size, shape)
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -180,9 +197,10 @@ def _padded(
 
 
 def _bucketed(
-    clip: nn.Module, tokenizer: Any, context_length: int
+    clip: nn.Module, tokenizer: Any, context_length: int, shorter: Sequence[int]
 ) -> Callable[[list[str]], Tensor]:
-    """As `_padded`, with words of a few tokens in a shorter shape: faster on a corpus."""
+    """As `_padded`, with shorter shapes for words of few tokens: a row depends on its own text's
+    length, and no token is computed in vain."""
 
     def at_length(length: int) -> Callable[[list[str]], Tensor]:
         def tokenize(texts: list[str]) -> Tensor:
@@ -193,12 +211,12 @@ def _bucketed(
 
         return _padded(clip, tokenize)
 
-    short = min(_TEXT_LENGTHS[0], context_length)
-    encoders = {length: at_length(length) for length in (short, context_length)}
+    shapes = [length for length in shorter if length < context_length] + [context_length]
+    encoders = {length: at_length(length) for length in shapes}
 
     def encode(texts: list[str]) -> Tensor:
         counts = [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
-        lengths = [short if count <= short else context_length for count in counts]
+        lengths = [next((one for one in shapes if count <= one), shapes[-1]) for count in counts]
         parts = {
             length: iter(
                 encoders[length](

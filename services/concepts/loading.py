@@ -234,7 +234,7 @@ def _fit(
     """The closed-form head: class vectors on their names, attribute directions on their phrases."""
 
     def encode(texts: list[str]) -> Array:
-        return towers.encode_texts(texts).double().numpy()
+        return towers.encode_names(texts).double().numpy()
 
     rows = Rows(classes, encode(list(names)))
     if found is None:

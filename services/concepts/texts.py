@@ -56,7 +56,8 @@ class Texts:
     ) -> Array:
         """Return float16 [texts, D], unit rows; `tally` adds up what that took."""
         found = {text: self._known[text] for text in texts if text in self._known}
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
+        # Those of about one length come together: the model has a shape for each length.
+        missing = sorted({text for text in texts if text not in found}, key=lambda t: (len(t), t))
         metrics.look_up("texts", hits=len(found), misses=len(missing))
         for at in range(0, len(missing), _AT_ONCE):
             part = missing[at : at + _AT_ONCE]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -184,6 +185,9 @@ class Store:
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
         self._engine = _engine(url)
         self._writing = self._engine.execution_options(writing=True)
+        # SQLite has one writer, and those who wait for it sleep ever longer between two looks. A
+        # lock before it wakes the next one at once.
+        self._turn = threading.Lock() if self._sqlite else contextlib.nullcontext()
         with self._writing.begin() as connection:
             if not self._sqlite:  # two gateways that start at once would both create the tables
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7100)")
@@ -228,7 +232,11 @@ class Store:
         PostgreSQL
         lock the row that a decision rests on by `with_for_update()`.
         """
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with (
+            self._turn,
+            Session(self._writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     def change(self, work: Callable[[Session], R]) -> R:

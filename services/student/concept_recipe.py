@@ -6,7 +6,9 @@ are stored bit for bit, ends with the same student.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from stillhouse.student.v1 import student_pb2
@@ -27,6 +29,7 @@ from services.student.path import SparseFit
 from services.student.recipes import Arrays, Training
 from services.student.report import Report, Scores, make_report
 from services.student.scaling import Scaling, fit_scaling
+from services.student.side_by_side import SideBySide, one_core, side_by_side
 
 DEFAULT_DRAWS = 20
 
@@ -61,20 +64,31 @@ def fit_concept_student(
 ) -> student_pb2.ConceptStudentResult:
     """Fit, compare, store. Raises NotFound, InvalidInput, Precondition for unusable data."""
     training.progress("reading teacher outputs and regions", 0, 0)
-    job = _read(training, recipe)
-    budgets, fits = _fit_student(job)
-    folds = _fit_folds(job, budgets[0])
-    student = _student(job, fits[0], folds)
-    report = _numbers(job) | _out_of_fold(job, folds)
-    if len(job.rows.test):
-        report |= _compare(job, budgets, fits)
-    else:
-        report["reason"] = "the test split holds no usable items"
+    with one_core() as threads:
+        job = _read(training, recipe)
+        student, report = _fit(job, threads)
     training.progress("storing the student", 0, 0)
     return student_pb2.ConceptStudentResult(
         student=write_student(training.blobs, training.project, student),
         report=put(training.blobs, training.project, to_json(report)),
     )
+
+
+def _fit(job: _Job, threads: int) -> tuple[Student, Report]:
+    """Fit the student, its folds and its controls side by side, and compare them."""
+    budgets, alone = _budgets(job)
+    with side_by_side(threads, job.training.progress) as started:
+        own = started.start("fitting the student", lambda: _fit_student(job, budgets))
+        controls = _start_controls(started, job, budgets) if len(job.rows.test) else None
+        folds = _start_folds(started, job, budgets[0])
+        fits = [*alone, *own.result()[len(alone) :]]
+        fold_fits = folds()
+        report = _numbers(job) | _out_of_fold(job, fold_fits)
+        if controls is None:
+            report["reason"] = "the test split holds no usable items"
+        else:
+            report |= _compare(job, budgets, fits, controls())
+    return _student(job, fits[0], fold_fits), report
 
 
 def _read(training: Training, recipe: student_pb2.ConceptRecipe) -> _Job:
@@ -116,72 +130,105 @@ def loss_of(asked: student_pb2.Loss.ValueType, *, multi_label: bool) -> Loss:
     return "bce" if asked == student_pb2.LOSS_BCE else "softmax"
 
 
-def _fit_student(job: _Job) -> tuple[list[float], list[SparseFit]]:
-    """The student and its sparser siblings: budgets, the student's own first, and fits."""
-    job.training.progress("fitting the student", 0, 1)
+def _budgets(job: _Job) -> tuple[list[float], list[SparseFit]]:
+    """The NEC budgets, the student's own first, and its fit where it has a lambda instead."""
+    if job.recipe.WhichOneof("sparsity") != "l1":
+        return contenders.budgets_below(job.recipe.nec or contenders.DEFAULT_NEC), []
     columns, truth = job.columns, job.truth
-    fits: list[SparseFit] = []
-    headline = job.recipe.nec or contenders.DEFAULT_NEC
-    if job.recipe.WhichOneof("sparsity") == "l1":
-        alone = job.training.phase(
-            "student-l1",
-            lambda: contenders.pack_fits(
-                [contenders.fit_l1(columns, truth.train, truth.loss, job.recipe.l1)]
-            ),
-        )
-        fits = contenders.unpack_fits(alone)
-        headline = max(nec(fits[0].weights), 1 / len(fits[0].weights))
-    budgets = contenders.budgets_below(headline)
+    arrays = job.training.phase(
+        "student-l1",
+        lambda: contenders.pack_fits(
+            [contenders.fit_l1(columns, truth.train, truth.loss, job.recipe.l1)]
+        ),
+    )
+    fits = contenders.unpack_fits(arrays)
+    return contenders.budgets_below(max(nec(fits[0].weights), 1 / len(fits[0].weights))), fits
+
+
+def _fit_student(job: _Job, budgets: list[float]) -> list[SparseFit]:
+    """The student and its sparser siblings, at all budgets."""
+    columns, truth = job.columns, job.truth
     arrays = job.training.phase(
         "student",
         lambda: contenders.pack_fits(contenders.fit_at(columns, truth.train, truth.loss, budgets)),
     )
-    fits += contenders.unpack_fits(arrays)[len(fits) :]
-    job.training.progress("fitting the student", 1, 1)
-    return budgets, fits
+    return contenders.unpack_fits(arrays)
 
 
-def _fit_folds(job: _Job, budget: float) -> FoldFits:
-    """The student without each fold, by the same rule."""
+def _start_folds(started: SideBySide, job: _Job, budget: float) -> Callable[[], FoldFits]:
+    """Start the student without each fold, by the same rule; the call returned waits for them."""
     loss, lam = job.truth.loss, job.recipe.l1
     by_l1 = job.recipe.WhichOneof("sparsity") == "l1"
     fold_of = split_folds(job.data.labels.hot[job.rows.known], job.recipe.seed)
-    total = int(fold_of.max()) + 1
+    columns = job.columns
 
     def fit(columns: Doubles, targets: Doubles) -> SparseFit:
         if by_l1:
             return contenders.fit_l1(columns, targets, loss, lam)
         return contenders.fit_at(columns, targets, loss, [budget])[0]
 
-    fits = []
-    for fold in range(total):
-        job.training.progress("fitting out of fold", fold, total)
-        arrays = job.training.phase(
+    def one(fold: int) -> Arrays:
+        return job.training.phase(
             f"fold-{fold}",
-            lambda fold=fold: contenders.pack_fits(  # type: ignore[misc]
-                [fit_fold(job.columns, job.truth.train, fold_of, fold, fit)]
-            ),
+            lambda: contenders.pack_fits([fit_fold(columns, job.truth.train, fold_of, fold, fit)]),
         )
-        fits += contenders.unpack_fits(arrays)
-    return FoldFits(fold_of, tuple(fits))
+
+    futures = [
+        started.start("fitting out of fold", partial(one, fold))
+        for fold in range(int(fold_of.max()) + 1)
+    ]
+
+    def wait() -> FoldFits:
+        fits = [fit for future in futures for fit in contenders.unpack_fits(future.result())]
+        return FoldFits(fold_of, tuple(fits))
+
+    return wait
 
 
-def _compare(job: _Job, budgets: list[float], fits: list[SparseFit]) -> Report:
+@dataclass(frozen=True)
+class _Controls:
+    """Scores at all budgets of whom the student is compared with."""
+
+    draws: list[list[Scored]]
+    random_words: list[Scored] | None
+    sparse_probe: list[Scored]
+    dense_probe: Scored
+
+
+def _start_controls(
+    started: SideBySide, job: _Job, budgets: list[float]
+) -> Callable[[], _Controls]:
+    """Start the controls, the longest first; the call returned waits for them."""
+    dense = started.start("fitting probes", lambda: _dense_probe(job))
+    words = started.start("fitting random words", lambda: _random_words(job, budgets))
+    sparse = started.start("fitting probes", lambda: _sparse_probe(job, budgets))
+    draws = [
+        started.start("fitting random directions", partial(_random_draw, job, at, budgets))
+        for at in range(job.draws)
+    ]
+
+    def wait() -> _Controls:
+        found = [draw.result() for draw in draws]
+        return _Controls(found, words.result(), sparse.result(), dense.result())
+
+    return wait
+
+
+def _compare(job: _Job, budgets: list[float], fits: list[SparseFit], controls: _Controls) -> Report:
     truth, seed = job.truth, job.recipe.seed
     test = job.scaling(job.view[1])
     scores = Scores(
         budgets,
         contenders.score_fits(truth, test, fits),
-        [_random_draw(job, draw, budgets) for draw in range(job.draws)],
-        _random_words(job, budgets),
-        *_probes(job, budgets),
+        controls.draws,
+        controls.random_words,
+        controls.sparse_probe,
+        controls.dense_probe,
     )
     return make_report(truth, fits[0].logits(test), scores, job.data.labels.classes, seed)
 
 
 def _random_draw(job: _Job, draw: int, budgets: list[float]) -> list[Scored]:
-    job.training.progress("fitting random directions", draw, job.draws)
-
     def compute() -> Arrays:
         bank = contenders.random_bank(job.bank, job.recipe.seed, draw)
         view = contenders.presence_view(job.data, bank, job.rows)
@@ -193,7 +240,6 @@ def _random_draw(job: _Job, draw: int, budgets: list[float]) -> list[Scored]:
 def _random_words(job: _Job, budgets: list[float]) -> list[Scored] | None:
     if not job.recipe.HasField("control_embeddings"):
         return None
-    job.training.progress("fitting random words", 0, 1)
 
     def compute() -> Arrays:
         digest = job.recipe.control_embeddings.digest
@@ -210,21 +256,36 @@ def _random_words(job: _Job, budgets: list[float]) -> list[Scored] | None:
     return contenders.unpack_scores(job.training.phase("random-words", compute))
 
 
-def _probes(job: _Job, budgets: list[float]) -> tuple[list[Scored], Scored]:
-    """The embedding's own dimensions, sparse like the student, and all of them with L2."""
-    view = job.rows.view(job.data.whole_image)
-    job.training.progress("fitting probes", 0, 2)
-    sparse = job.training.phase(
+def _sparse_probe(job: _Job, budgets: list[float]) -> list[Scored]:
+    """The embedding's own dimensions, sparse like the student."""
+    arrays = job.training.shared_phase(
         "sparse-probe",
-        lambda: contenders.pack_scores(contenders.score_view(job.truth, view, budgets)),
+        _probe_inputs(job) | {"budgets": repr(budgets)},
+        lambda: contenders.pack_scores(
+            contenders.score_view(job.truth, job.rows.view(job.data.whole_image), budgets)
+        ),
     )
-    job.training.progress("fitting probes", 1, 2)
+    return contenders.unpack_scores(arrays)
+
+
+def _dense_probe(job: _Job) -> Scored:
+    """All dimensions of the embedding, with L2."""
     settings = EvaluationSettings(seed=job.recipe.seed & 0xFFFF_FFFF)
-    dense = job.training.phase(
+    arrays = job.training.shared_phase(
         "dense-probe",
-        lambda: contenders.pack_scores([dense_probe(job.truth, view, settings)]),
+        _probe_inputs(job) | {"seed": settings.seed},
+        lambda: contenders.pack_scores(
+            [dense_probe(job.truth, job.rows.view(job.data.whole_image), settings)]
+        ),
     )
-    return contenders.unpack_scores(sparse), contenders.unpack_scores(dense)[0]
+    return contenders.unpack_scores(arrays)[0]
+
+
+def _probe_inputs(job: _Job) -> dict[str, object]:
+    """What a probe depends on. The words are not among it, so a job with other words on the same
+    data finds the probes of the one before."""
+    data = job.recipe.data.SerializeToString(deterministic=True)
+    return {"data": data.hex(), "loss": job.truth.loss}
 
 
 def _numbers(job: _Job) -> Report:

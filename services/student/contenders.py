@@ -76,7 +76,7 @@ def words_bank(bank: TextBank, words: npt.NDArray[np.float16], seed: int) -> Tex
 
 def presence_view(data: ConceptData, bank: TextBank, rows: Rows) -> View:
     """Presence of a bank's words as a contender."""
-    return rows.view(data.presence(bank).values)
+    return rows.view(data.presence(bank))
 
 
 def fit_at(

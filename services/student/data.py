@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from stillhouse.student.v1 import student_pb2
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput, Precondition
 from services.common.manifest import Manifest
-from services.common.presence import Presence, presence
+from services.common.presence import Presence, presence, presence_values
 from services.common.shards import RegionTable, unpack_regions, unpack_rows
 from services.common.tensors import Array, unpack_arrays
 
@@ -71,9 +72,11 @@ class ConceptData:
     embeddings: npt.NDArray[np.float16]
     offsets: Ints
 
-    def presence(self, bank: TextBank) -> Presence:
+    def presence(self, bank: TextBank) -> Floats:
         """Presence [n, M] of the bank's words in every item."""
-        return presence_of(self.embeddings, self.offsets, bank)
+        args = (self.embeddings, self.offsets, bank.text, bank.image_mean, bank.text_mean)
+        with _fitting():
+            return presence_values(*args)
 
     @property
     def whole_image(self) -> Floats:
@@ -83,8 +86,14 @@ class ConceptData:
 
 def presence_of(embeddings: Array, offsets: Ints, bank: TextBank) -> Presence:
     """Presence of the bank's words; shapes that do not fit raise InvalidInput."""
-    try:
+    with _fitting():
         return presence(embeddings, offsets, bank.text, bank.image_mean, bank.text_mean)
+
+
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise InvalidInput(
             f"regions do not fit the concepts: {error}", field="embeddings"

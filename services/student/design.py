@@ -34,6 +34,7 @@ class Design:
         self.rows = torch.cat([source.T, ones])
         self.rows32 = self.rows.to(torch.float32)
         self._curvature: float | None = None
+        self._gram: Tensor | None = None
 
     @property
     def items(self) -> int:
@@ -49,7 +50,7 @@ class Design:
         """The design of these coordinates [q] alone, in their order."""
         part = Design.__new__(Design)
         part.rows, part.rows32 = self.rows[coordinates], self.rows32[coordinates]
-        part._curvature = None
+        part._curvature = part._gram = None
         return part
 
     def rows_as(self, dtype: torch.dtype) -> Tensor:
@@ -63,6 +64,12 @@ class Design:
     def gradient(self, residual: Tensor) -> Tensor:
         """Mean gradient [K, p] of residuals [K, n]."""
         return residual @ self.rows_as(residual.dtype).T / self.items
+
+    def gram(self) -> Tensor:
+        """X^T X [p, p], fp64."""
+        if self._gram is None:
+            self._gram = self.rows @ self.rows.T
+        return self._gram
 
     def curvature(self) -> float:
         """Largest eigenvalue of X^T X / n, by power iteration from a fixed start (a few per cent

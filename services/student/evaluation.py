@@ -168,31 +168,37 @@ def dense_probe(truth: Truth, view: View, settings: EvaluationSettings) -> Score
     scaling = fit_scaling(view[0])
     columns, test = scaling(view[0]), scaling(view[1])
     folds = stratified_folds(truth.train.argmax(axis=1), seed=settings.seed)
-    chosen = min(settings.dense_l2, key=lambda l2: _held_out_loss(columns, truth, folds, l2))
-    fit = _dense_fit(columns, truth.train, truth.loss, chosen)
+    losses = _held_out_losses(columns, truth, folds, settings.dense_l2)
+    chosen = min(settings.dense_l2, key=lambda l2: losses[l2])
+    fit = _dense_fit(Design(columns), truth.train, truth.loss, chosen)
     return score(truth, fit.logits(test), nec(fit.weights))
 
 
-def _dense_fit(columns: Doubles, targets: Doubles, loss: Loss, l2: float) -> SparseFit:
-    coef = fit_ridge(Design(columns), targets, loss, l2).numpy()
+def _dense_fit(design: Design, targets: Doubles, loss: Loss, l2: float) -> SparseFit:
+    coef = fit_ridge(design, targets, loss, l2).numpy()
     return SparseFit(coef[:, :-1].copy(), coef[:, -1].copy(), 0.0)
 
 
-def _held_out_loss(
-    columns: Doubles, truth: Truth, folds: npt.NDArray[np.int64], l2: float
-) -> float:
-    total = 0.0
+def _held_out_losses(
+    columns: Doubles, truth: Truth, folds: npt.NDArray[np.int64], penalties: Sequence[float]
+) -> dict[float, float]:
+    """Summed loss by penalty of fits to the items of other folds, which share a fold's design."""
+    total = dict.fromkeys(penalties, 0.0)
     for fold in np.unique(folds):
         out = folds == fold
-        fit = _dense_fit(columns[~out], truth.train[~out], truth.loss, l2)
-        logits, wanted = fit.logits(columns[out]), truth.train[out]
-        if truth.loss == "bce":
-            total += float((np.logaddexp(0, logits) - wanted * logits).sum())
-        else:
-            peak = logits.max(axis=1, keepdims=True)
-            log_sum = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
-            total -= float((wanted * (logits - log_sum)).sum())
+        design, wanted = Design(columns[~out]), truth.train[out]
+        for l2 in penalties:
+            fit = _dense_fit(design, truth.train[~out], truth.loss, l2)
+            total[l2] += _loss(fit.logits(columns[out]), wanted, truth.loss)
     return total
+
+
+def _loss(logits: Doubles, wanted: Doubles, loss: Loss) -> float:
+    if loss == "bce":
+        return float((np.logaddexp(0, logits) - wanted * logits).sum())
+    peak = logits.max(axis=1, keepdims=True)
+    log_sum = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
+    return -float((wanted * (logits - log_sum)).sum())
 
 
 def _metrics(scored: Scored, counts: Doubles) -> Report:

@@ -150,7 +150,7 @@ class Library:
                 "the student's classes are not those of its data",
                 differences={"classes": f"{student.classes[:10]} of {found.labels.classes[:10]}"},
             )
-        values, known = found.presence(student.bank).values, found.labels.rows("train", "val")
+        values, known = found.presence(student.bank), found.labels.rows("train", "val")
         return Table(
             key,
             found.labels,

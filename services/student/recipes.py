@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 from stillhouse.student.v1 import student_pb2
 
 from services.common.blobs import BlobStore
-from services.common.errors import InvalidInput
-from services.common.tensors import Array
+from services.common.errors import InvalidInput, NotFound
+from services.common.tensors import Array, pack_arrays, unpack_arrays
 from services.student.ranks import ALONE, Ranks
 from services.student.rundir import Writer
 
 Arrays = dict[str, Array]
+_SHARED_LAYOUT = 1
+"""Change it where what a shared phase computes changes."""
 KINDS = ("concept", "linear_head", "language", "importance", "classifier")
 """The kinds of recipe, as the contract names them."""
 
@@ -70,6 +74,27 @@ class Training:
             found = compute()
             self.writer.save(name, found)
         return found
+
+    def shared_phase(
+        self, name: str, inputs: Mapping[str, object], compute: Callable[[], Arrays]
+    ) -> Arrays:
+        """The arrays of a phase that other runs can have computed: `inputs`, JSON, are all that
+        they depend on. They lie in the blob store, bit for bit."""
+        text = json.dumps([_SHARED_LAYOUT, name, inputs], sort_keys=True, separators=(",", ":"))
+        ref = f"stages/fit-{name}/{hashlib.sha256(text.encode()).hexdigest()}"
+        found = self._shared(ref)
+        if found is None:
+            found = self.phase(name, compute)
+            digest = self.blobs.put(self.project, pack_arrays(found))
+            self.blobs.put_ref(self.project, ref, digest.encode())
+        return found
+
+    def _shared(self, ref: str) -> Arrays | None:
+        try:
+            digest = self.blobs.get_ref(self.project, ref).decode()
+            return unpack_arrays(self.blobs.get(self.project, digest), what=ref)
+        except (NotFound, InvalidInput, UnicodeDecodeError):
+            return None
 
 
 def train(training: Training, request: student_pb2.TrainRequest) -> student_pb2.TrainResult:

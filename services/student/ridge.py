@@ -44,7 +44,7 @@ def fit_ridge(
 
 
 def _bound_inverse(design: Design, ridge: Tensor, share: float) -> Tensor:
-    bound = share / design.items * (design.rows @ design.rows.T)
+    bound = share / design.items * design.gram()
     bound.diagonal().add_(ridge + FREE)
     return torch.cholesky_inverse(torch.linalg.cholesky(bound))
 

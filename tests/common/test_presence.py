@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.common.presence import centred_directions, positive_share, presence, region_cosines
+from services.common.presence import (
+    centred_directions,
+    positive_share,
+    presence,
+    presence_values,
+    region_cosines,
+)
 
 
 def plain(regions, offsets, texts, region_mean, text_mean):
@@ -50,6 +56,10 @@ def test_images_do_not_depend_on_how_they_are_cut_into_chunks(case, monkeypatch)
     parts = presence(*case)
     np.testing.assert_allclose(parts.values, whole.values, atol=1e-6)
     assert (parts.region == whole.region).all()
+
+
+def test_values_alone_are_the_same_bits(case):
+    assert (presence_values(*case) == presence(*case).values).all()
 
 
 def test_golden_numbers():

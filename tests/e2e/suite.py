@@ -203,9 +203,11 @@ class Suite:
         assert isinstance(parsed, dict)
         return parsed
 
-    def prepare(self, images: int = 60) -> jobs_pb2.DistillationJob:
+    def prepare(
+        self, images: int = 60, uri: str = "builtin:fruit-coarse"
+    ) -> jobs_pb2.DistillationJob:
         """Add coarse fruit photos, train a teacher head, return the concept job to run on them."""
-        self.add_dataset("fruit", "builtin:fruit-coarse", images)
+        self.add_dataset("fruit", uri, images)
         head = jobs_pb2.TeacherHeadJobSpec(
             dataset=f"{PROJECT}/datasets/fruit",
             backbone=f"{PROJECT}/models/efficientnet-lite0",

@@ -6,6 +6,7 @@ Whatever does not is FAILED_PRECONDITION and says what differs.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import names
+from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput, Precondition
 from services.common.manifest import Manifest
 from services.gateway.datasets import records as datasets
@@ -27,6 +29,8 @@ _POLL_S = 0.2
 _LISTED = 5
 _FEWEST_PER_CLASS = 2
 _FEWEST_ITEMS = 10
+_KEPT_MANIFESTS = 4
+"""Manifests in memory, about 1 KB an image each."""
 
 
 def check_concept_spec(project: str, spec: jobs_pb2.ConceptJobSpec) -> None:
@@ -130,9 +134,14 @@ def teacher_plan(name: str, model: teacher_pb2.Model, manifest: Manifest) -> Tea
 
 
 async def read_manifest(tools: Tools, project: str, dataset: DatasetPlan) -> Manifest:
-    """Return the dataset's manifest."""
-    data = await asyncio.to_thread(tools.blobs.get, project, dataset["manifest"])
-    return await asyncio.to_thread(Manifest.from_bytes, data)
+    """Return the dataset's manifest; a job reads it several times, and so do others on the same
+    dataset."""
+    return await asyncio.to_thread(_manifest, tools.blobs, project, dataset["manifest"])
+
+
+@functools.lru_cache(maxsize=_KEPT_MANIFESTS)
+def _manifest(blobs: BlobStore, project: str, digest: str) -> Manifest:
+    return Manifest.from_bytes(blobs.get(project, digest))
 
 
 def encoder_name(project: str, spec: jobs_pb2.ConceptJobSpec) -> str:

@@ -182,8 +182,8 @@ class Progress:
                 eta_s=0.0 if "state" in ending and ending["state"] != "RUNNING" else self.left_s(),
                 **ending,
             )
-        if event is not None:
-            self._feed.tell(self._pk, event)
+            if event is not None:
+                self._feed.tell(self._pk, event)
 
 
 def _speed(rate: float) -> str:
