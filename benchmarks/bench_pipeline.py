@@ -120,8 +120,10 @@ def other_words(running: Suite) -> list[str]:
         name = f"{PROJECT}/conceptSets/everyday"
         request = concepts_pb2.GetConceptSetRequest(name=name)
         known = list(stub.GetConceptSet(request, timeout=30).concept_set.words)
-    # A name can stand for two classes.
-    fresh = [word for word in dict.fromkeys(imagenet_class_names()) if word not in set(known)]
+    taken = {word.casefold() for word in known}
+    # A name can stand for two classes, such as a dog's and a garment's.
+    by_key = {word.casefold(): word for word in imagenet_class_names()}
+    fresh = [word for key, word in by_key.items() if key not in taken]
     return fresh[: len(known)]
 
 
