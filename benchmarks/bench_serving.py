@@ -174,7 +174,7 @@ def run(case: Case, data: list[bytes], args: argparse.Namespace) -> dict[str, An
     return found
 
 
-def cases(folder: Path, wanted: list[str], max_batch_ms: float) -> list[Case]:
+def cases(folder: Path, wanted: list[str], max_batch_ms: float = 0.0) -> list[Case]:
     """The models to measure, by id."""
     note = "(open_clip's architecture under random weights: no package carries trained ones)"
     vit = world.vit_catalogue(folder) if world.VIT in wanted else None
