@@ -24,7 +24,7 @@ from stillhouse.gateway.v1 import jobs_pb2
 
 from services.common.catalogue import load_catalogue
 from services.common.fetch import ensure_all
-from services.common.process import share_cores
+from services.common.process import keep_memory, share_cores
 from services.gateway.builtin_data import Photo, iter_fruit
 from tests.e2e.suite import PROJECT, Suite, suite
 
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--mosaics", type=int, default=500)
     arguments = parser.parse_args()
     share_cores()
+    keep_memory()
     reports = run(arguments.mosaics)
     table = Table(title=f"average precision on test mosaics, {arguments.mosaics} mosaics")
     for column in ("class", "regions", "whole image", "teacher"):

@@ -35,7 +35,7 @@ from stillhouse.gateway.v1 import jobs_pb2, jobs_pb2_grpc
 from services.common.blobs import digest_of
 from services.common.catalogue import load_catalogue
 from services.common.fetch import ensure, ensure_all
-from services.common.process import share_cores
+from services.common.process import keep_memory, share_cores
 from services.gateway.builtin_data import iter_fruit
 from tests.e2e.suite import PROJECT, Suite, suite
 
@@ -206,6 +206,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = min(arguments.images, 200) if arguments.quick else arguments.images
     share_cores()
+    keep_memory()
     threads = len(os.sched_getaffinity(0))
     found = photos(images)
     jobs = run_jobs(found)

@@ -23,6 +23,7 @@ from stillhouse.common.v1 import items_pb2
 from services.common.catalogue import ImageTextEncoder, load_catalogue
 from services.common.fetch import ensure, ensure_all
 from services.common.images import decode
+from services.common.process import keep_memory
 from services.concepts.encoder import open_clip_model
 from services.concepts.loading import load_towers
 from services.concepts.settings import ConceptsSettings
@@ -32,6 +33,7 @@ from services.torch_common.timm_models import build_timm
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 VIT = "vit-b-32"
+keep_memory()  # as the services do: a loop's best batch would be small, and slow, without
 SETTINGS = ConceptsSettings()
 """Threads and cache of the loops are those of the services."""
 Call = Callable[[items_pb2.ImageInput], Awaitable[Any]]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import grpc.aio
 
 from services.common import logs, server
-from services.common.process import share_cores
+from services.common.process import keep_memory, share_cores
 from services.student.settings import StudentSettings
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     """Build the service from its settings and serve until a signal."""
     settings = StudentSettings()
     share_cores()
+    keep_memory()
     logs.configure("student", level=settings.log_level, json=settings.log_json)
     asyncio.run(server.run(build(settings)))
 
