@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.suite import suite
 
-pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_job_survives_the_death_of_every_service(tmp_path: Path) -> None:
