@@ -96,10 +96,15 @@ async def until_shared(method: Any, count: int) -> None:
 async def test_instances_answer_in_turn_and_a_late_one_takes_its_part() -> None:
     async with instances(started=2, reserved=1) as (made, method):
         await until_shared(method, 2)
-        assert sorted((await ask(method, 20)).values()) == [10, 10]
+        # gRPC may begin its round anew while it learns of an instance, so not to the last call.
+        two = (await ask(method, 60)).values()
+        assert len(two) == 2
+        assert max(two) <= 1.2 * min(two), two
         await made[2].start()
         await until_shared(method, 3)
-        assert sorted((await ask(method, 30)).values()) == [10, 10, 10]
+        three = (await ask(method, 90)).values()
+        assert len(three) == 3
+        assert max(three) <= 1.2 * min(three), three
 
 
 async def test_an_instance_that_is_not_ready_gets_no_calls_until_it_is() -> None:
