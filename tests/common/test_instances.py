@@ -139,9 +139,11 @@ async def test_a_call_in_flight_is_answered_by_a_draining_instance_and_new_ones_
     async with instances(started=2) as (made, method):
         await until_shared(method, 2)
         made[0].may_end.clear()
-        made[0].working.clear()
+        before = sum(one.asked for one in made)
         calls = [asyncio.create_task(ask(method)) for _ in range(6)]
-        await asyncio.wait_for(made[0].working.wait(), 10)
+        async with asyncio.timeout(10):
+            while sum(one.asked for one in made) < before + 6:
+                await asyncio.sleep(0.01)
         draining = asyncio.create_task(made[0].drain(20))
         async with asyncio.timeout(10):
             while not await only(method, made[1]):
