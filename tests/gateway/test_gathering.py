@@ -94,3 +94,18 @@ async def test_a_large_crowd_is_served_in_parts() -> None:
     gathered = Gathered(table.load)
     assert await asyncio.gather(*(gathered.get(str(n)) for n in range(200))) == list(range(200))
     assert max(len(keys) for keys in table.reads) == 64
+
+
+async def test_callers_that_come_back_one_after_the_other_share_reads() -> None:
+    table = Table()
+    table.values = {str(n): n for n in range(8)}
+    gathered = Gathered(table.load)
+
+    async def caller(key: str) -> None:
+        for _ in range(20):
+            assert await gathered.get(key) == int(key)
+            for _ in range(int(key)):  # the later ones need longer to ask again
+                await asyncio.sleep(0)
+
+    await asyncio.gather(*(caller(str(n)) for n in range(8)))
+    assert len(table.reads) < 8 * 20 / 2
