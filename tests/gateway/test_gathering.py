@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from services.gateway import gathering
 from services.gateway.gathering import Gathered
 
 
@@ -96,16 +97,22 @@ async def test_a_large_crowd_is_served_in_parts() -> None:
     assert max(len(keys) for keys in table.reads) == 64
 
 
-async def test_callers_that_come_back_one_after_the_other_share_reads() -> None:
+async def test_a_crowd_waits_until_it_is_complete_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "_PAUSE_S", 30.0)
     table = Table()
-    table.values = {str(n): n for n in range(8)}
     gathered = Gathered(table.load)
+    await asyncio.gather(gathered.get("a"), gathered.get("b"))
+    first = asyncio.create_task(gathered.get("a"))
+    await asyncio.sleep(0.05)  # long enough for a read of one, had it not waited
+    assert table.reads == [["a", "b"]]
+    assert await gathered.get("b") == 2
+    assert await first == 1
+    assert table.reads == [["a", "b"], ["a", "b"]]
 
-    async def caller(key: str) -> None:
-        for _ in range(20):
-            assert await gathered.get(key) == int(key)
-            for _ in range(int(key)):  # the later ones need longer to ask again
-                await asyncio.sleep(0)
 
-    await asyncio.gather(*(caller(str(n)) for n in range(8)))
-    assert len(table.reads) < 8 * 20 / 2
+async def test_who_is_left_of_a_crowd_waits_for_it_once() -> None:
+    table = Table()
+    gathered = Gathered(table.load)
+    await asyncio.gather(gathered.get("a"), gathered.get("b"))
+    assert await gathered.get("a") == 1
+    assert gathered._crowd == 1
