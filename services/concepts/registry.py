@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from services.concepts.onnx_export import export_onnx
 from services.concepts.settings import ConceptsSettings
 from services.concepts.texts import Texts
 from services.torch_common.compute import Compute
+from services.torch_common.lanes import Lanes
 from services.torch_common.threads import set_threads
 
 R = TypeVar("R")
@@ -56,6 +58,7 @@ class Registry:
         )
         self._device = Device(self._executor, settings.weights)
         self._compute = Compute.of(settings)
+        self._lanes = Lanes(self._compute.lanes(settings.threads))
         self._residents: Residents[str, ServedEncoder] = Residents(
             settings.max_models_bytes,
             self._put_away,
@@ -132,6 +135,7 @@ class Registry:
         """Stop every queue."""
         await self._residents.close()
         self._executor.shutdown(wait=True)
+        self._lanes.close()
 
     async def _put_away(self, served: ServedEncoder) -> None:
         await asyncio.gather(served.images.close(), served.regions.close())
@@ -165,16 +169,19 @@ class Registry:
             await loop.run_in_executor(self._executor, model.warmup, size)
 
     def _serve(self, model: EncoderModel, licence: str) -> ServedEncoder:
-        settings, compute = self._settings, self._compute
+        settings, compute, lanes = self._settings, self._compute, self._lanes
 
         def batch(items: list[Tensor], size: int) -> Tensor:
             return model.batch(items, compute.shape_of(size, settings.max_batch))
 
-        def images(items: list[Tensor], size: int) -> list[Array]:
+        def some_images(items: list[Tensor], size: int) -> list[Array]:
             return model.images(batch(items, size))[: len(items)]
 
-        def regions(items: list[Tensor], size: int) -> list[RegionRows]:
+        def some_regions(items: list[Tensor], size: int) -> list[RegionRows]:
             return model.regions(batch(items, size), len(items))
+
+        images = functools.partial(lanes.run, some_images)
+        regions = functools.partial(lanes.run, some_regions)
 
         return ServedEncoder(
             model,

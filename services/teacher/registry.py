@@ -4,6 +4,7 @@ classifiers; loaded when first asked for."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from services.teacher.settings import TeacherSettings
 from services.teacher.trained import load_trained
 from services.torch_common.compute import Compute
 from services.torch_common.heads import LinearHead
+from services.torch_common.lanes import Lanes
 
 Key = tuple[str, str]
 """Project and model id; the project is empty for the catalogue's."""
@@ -59,6 +61,7 @@ class Registry:
         self.device = Device(self.executor, settings.weights)
         """Gives turns in it."""
         self._compute = Compute.of(settings)
+        self._lanes = Lanes(self._compute.lanes(settings.threads))
         preload = settings.preload
         self._residents: Residents[Key, ServedModel] = Residents(
             settings.max_models_bytes,
@@ -145,6 +148,7 @@ class Registry:
         """Stop every queue."""
         await self._residents.close()
         self.executor.shutdown(wait=True)
+        self._lanes.close()
 
     def _key(self, project: str, model_id: str) -> Key:
         return ("", model_id) if model_id in self._catalogue else (project, model_id)
@@ -185,12 +189,12 @@ class Registry:
     def _serve(self, classifier: ImageClassifier, licence: str) -> ServedModel:
         settings, compute = self._settings, self._compute
 
-        def run(items: list[Tensor], size: int) -> list[Row]:
+        def some(items: list[Tensor], size: int) -> list[Row]:
             shape = compute.shape_of(size, settings.max_batch)
             return rows_of(classifier.forward_padded(items, shape))
 
         batcher: Batcher[Tensor, Row] = Batcher(
-            run,
+            functools.partial(self._lanes.run, some),
             self.device,
             name=classifier.id,
             max_batch=settings.max_batch,

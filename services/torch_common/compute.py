@@ -124,6 +124,13 @@ class Compute:
             batch = torch.from_numpy(_filled(items, size, preprocessing))
         return self.move(batch.permute(0, 3, 1, 2))
 
+    def lanes(self, threads: int) -> int:
+        """How many parts of a pass may run side by side where `threads` compute.
+
+        On a GPU, or where each shape is compiled, a pass runs whole.
+        """
+        return 1 if self.is_cuda or self.fixed_shapes else threads
+
     def shape_of(self, count: int, limit: int) -> int:
         """The batch shape that `count` images run at: few different ones where a new one is dear.
 
