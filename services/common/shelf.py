@@ -28,6 +28,11 @@ class Kept:
 class Shelf(BlobStore):
     """A blob store that can be listed, and whose blobs can be taken away."""
 
+    @property
+    def root(self) -> str:
+        """Where it lies, as its file system spells it."""
+        return self._root
+
     def projects(self) -> list[str]:
         """Return the projects that have anything here, sorted."""
         return sorted(self._names(f"{self._root}/projects"))
@@ -70,12 +75,20 @@ class Shelf(BlobStore):
     def remove_file(self, kept: Kept, folder: str = "") -> None:
         """Delete a leftover, or, with `folder="quarantine"`, what was set aside."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file("/".join((self._base(kept.project), *([folder] * bool(folder)), kept.name)))
+            below = f"{folder}/{kept.name}" if folder else kept.name
+            self._fs.rm_file(f"{self._base(kept.project)}/{below}")
 
     def remove_ref(self, project: str, name: str) -> None:
         """Delete a ref; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._ref(project, name))
+
+    def head(self, project: str, digest: str) -> bytes:
+        """Return a blob's first byte, unchecked. Raises NotFound, DataLoss."""
+        try:
+            return bytes(self._fs.cat_file(self._blob(project, digest), start=0, end=1))
+        except FileNotFoundError:
+            raise self._absent(project, digest) from None
 
     def make_young(self, project: str, digest: str) -> None:
         """Let a blob's age begin anew."""
@@ -120,19 +133,23 @@ class Shelf(BlobStore):
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(f"{folder}/{name}", self._blob(project, digest))
 
+    def listed(self, folder: str) -> list[str]:
+        """Return the names in a folder below the root, sorted."""
+        return sorted(self._names(f"{self._root}/{folder}"))
+
     def read_file(self, name: str) -> bytes | None:
-        """Return a file right below the root; None where there is none."""
+        """Return a file below the root, by its path; None where there is none."""
         try:
             return bytes(self._fs.cat_file(f"{self._root}/{name}"))
         except FileNotFoundError:
             return None
 
     def write_file(self, name: str, data: bytes) -> None:
-        """Write a file right below the root, atomically."""
+        """Write a file below the root, atomically."""
         self._write(f"{self._root}/{name}", data)
 
     def remove_named(self, name: str) -> None:
-        """Delete a file right below the root."""
+        """Delete a file below the root."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
 
