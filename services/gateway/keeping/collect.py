@@ -67,13 +67,12 @@ def collect(
     shelf.recover()
     found, now = Collected(dry_run), time.time()
     for project in shelf.projects():
-        listed = list(shelf.blobs(project))
-        rows = read()
+        if not read().unfinished.get(project):
+            _forget_stages(shelf, project, ages, now, found)
+        listed, rows = list(shelf.blobs(project)), read()
         if not rows.projects:
             found.skipped[project] = "the database has no dataset and no job: is it the right one?"
             continue
-        if not rows.unfinished.get(project):
-            _forget_stages(shelf, project, ages, now, found)
         graph, limit = _kept(shelf, project, listed, rows, ages, now)
         if graph.unread and not despite_damage:
             digest = next(iter(graph.unread))
