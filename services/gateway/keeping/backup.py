@@ -19,10 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.common.errors import DataLoss, InvalidInput, NotFound, Precondition
+from services.common.errors import DataLoss, InvalidInput, NotFound
 from services.common.shelf import Shelf
 from services.gateway.jobs.engine import VERSION
 from services.gateway.keeping import postgres_copy, sqlite_copy
@@ -62,7 +63,7 @@ def back_up(
         raise InvalidInput("a backup must not lie in the blob store that it is of", field="DEST")
     with lease(shelf, "a backup"), tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = Path(name)
-        saved = Saved(id=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+        saved = Saved(id=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ"))
         files = tables_of(database_url).snapshot(database_url, folder)
         (folder / REFS).write_text(_refs(shelf), encoding="utf-8")
         (folder / BLOBS).write_text(_copy_blobs(shelf, target, saved, progress))
@@ -142,8 +143,6 @@ def _publish(
         "blobs": saved.blobs,
         "damaged": saved.damaged,
     }
-    if target.read_file(f"backups/{saved.id}/{MANIFEST}") is not None:
-        raise Precondition(f"a backup {saved.id} was made in this second; try again")
     saved.digest = sealed(body)
     manifest = json.dumps(body | {"digest": saved.digest}, indent=1, sort_keys=True)
     target.write_file(f"backups/{saved.id}/{MANIFEST}", manifest.encode())

@@ -25,7 +25,7 @@ def lease(shelf: Shelf, what: str) -> Iterator[None]:
     """Hold the store's lease. Raises Precondition while another process holds it."""
     mine = uuid.uuid4().hex
     held = _read(shelf)
-    if held and time.time() - float(held["beat"]) < STALE_S and not _is_dead(held):
+    if held and time.time() - float(str(held["beat"])) < STALE_S and not _is_dead(held):
         raise Precondition(
             f"{held['what']} is at work on this blob store (process {held['pid']} on "
             f"{held['host']}); wait for its end"
