@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 WEB := services/gateway/web_dist/index.html
 WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
 
-.PHONY: help setup web demo up test test-all browser lint format protos bench assets test-assets clean
+.PHONY: help setup web demo up test test-all browser lint lock licences sbom format protos bench assets test-assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -55,12 +55,24 @@ lint: protos ## ruff, mypy strict, import-linter, deploy/, buf lint, buf breakin
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_deploy.py
+	$(BIN)/python scripts/lock.py --check
+	$(BIN)/python scripts/licences.py --check
 	$(BIN)/buf lint
 	@if git rev-parse -q --verify origin/main:protos >/dev/null 2>&1; then \
 	  rm -rf .deps/main && mkdir -p .deps/main/.deps && \
 	  git archive origin/main protos buf.yaml | tar -x -C .deps/main && \
 	  cp -r .deps/googleapis .deps/main/.deps/ && \
 	  echo buf breaking && $(BIN)/buf breaking --against .deps/main; fi
+
+lock: $(VENV)/.dev ## pin and hash what images install, anew
+	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[lock]"
+	$(BIN)/python scripts/lock.py
+
+licences: $(VENV)/.dev ## list the licences of all dependencies, weights and data anew
+	$(BIN)/python scripts/licences.py
+
+sbom: $(VENV)/.dev ## write a CycloneDX SBOM for each image into sbom/
+	$(BIN)/python scripts/sbom.py
 
 format: $(VENV)/.dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 ClientError
 ├── InvalidRequest      the request is wrong: fields and why
 ├── NotFound            no such name in this project
+├── Damaged             what is asked for is stored, and its bytes are damaged
 ├── Conflict            the name is taken
 ├── Mismatch            things do not fit together: what differs
 ├── Overloaded          the server is busy: try again later
@@ -46,6 +47,12 @@ class InvalidRequest(ClientError):
 
 class NotFound(ClientError):
     """The name does not exist, or is not yours."""
+
+
+class Damaged(ClientError):
+    """Stored bytes are damaged; `fields["resource"]` is their digest."""
+
+    hint = "whoever runs the server finds and repairs it with `stillhouse fsck`"
 
 
 class Conflict(ClientError):
@@ -104,6 +111,7 @@ _BY_CODE: dict[int, type[ClientError]] = {
     code_pb2.INVALID_ARGUMENT: InvalidRequest,
     code_pb2.OUT_OF_RANGE: InvalidRequest,
     code_pb2.NOT_FOUND: NotFound,
+    code_pb2.DATA_LOSS: Damaged,
     code_pb2.ALREADY_EXISTS: Conflict,
     code_pb2.FAILED_PRECONDITION: Mismatch,
     code_pb2.RESOURCE_EXHAUSTED: Overloaded,

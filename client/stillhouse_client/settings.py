@@ -10,6 +10,7 @@ PROJECT = "STILLHOUSE_PROJECT"
 DATA_DIR = "STILLHOUSE_DATA_DIR"
 REDIS_URL = "GATEWAY_REDIS_URL"
 DATABASE_URL = "GATEWAY_DATABASE_URL"
+BLOB_URL = "GATEWAY_BLOB_URL"
 _REPLICATED = ("teacher", "concepts")
 
 
@@ -26,6 +27,11 @@ def redis_url() -> str:
 def database_url() -> str:
     """Return the database a suite should use; empty where it should use a file of its own."""
     return os.environ.get(DATABASE_URL, "")
+
+
+def blob_url() -> str:
+    """Return the gateway's blob store; empty where the environment names none."""
+    return os.environ.get(BLOB_URL, "")
 
 
 def processes() -> dict[str, int]:

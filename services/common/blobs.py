@@ -1,27 +1,36 @@
 """The content-addressed blob store: immutable bytes by SHA-256, and named pointers, per project.
 
-Layout under the root URL: `projects/{project}/blobs/{aa}/{digest}` and
-`projects/{project}/refs/{name}`.
+Layout under the root URL, below `projects/{project}/`: `blobs/{aa}/{digest}`, `refs/{name}`, `tmp/`
+for what is being written, and `quarantine/{digest}` for what was found damaged.
 Any fsspec URL serves: a folder on one host, an S3-compatible bucket for several.
+
+What is read is checked by its digest. A blob that does not have it is set aside, so that storing
+the same bytes again heals it, and every reader is told DATA_LOSS until then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from services.common.errors import InvalidInput, NotFound
+from services.common.checked_stream import CheckedStream
+from services.common.errors import DataLoss, InvalidInput, NotFound
 from services.common.names import check_id
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,5}")
 CHUNK_BYTES = 1 << 20
+FRESH_S = 3600.0
+"""A blob in a bucket that was written longer ago is written again when somebody stores it: its age
+tells the garbage collection that nobody is about to name it."""
 
 
 def digest_of(data: bytes) -> str:
@@ -53,10 +62,10 @@ class BlobStore:
         )
 
     def put(self, project: str, data: bytes) -> str:
-        """Store `data` and return its digest; storing the same bytes again writes nothing."""
+        """Store `data` and return its digest; storing the same bytes again makes them young."""
         digest = digest_of(data)
         path = self._blob(project, digest)
-        if not self._fs.exists(path):
+        if not self._freshen(path, len(data)):
             self._write(path, data)
         return digest
 
@@ -72,35 +81,61 @@ class BlobStore:
                     sha.update(chunk)
                     size += len(chunk)
                     out.write(chunk)
-            target = self._blob(project, sha.hexdigest())
-            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            self._fs.mv(temporary, target)
+            self._move(temporary, self._blob(project, sha.hexdigest()))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm(temporary)
         return sha.hexdigest(), size
 
     def get(self, project: str, digest: str) -> bytes:
-        """Return a blob's bytes, verified. Raises NotFound where it is absent or does not match
-        its digest."""
-        try:
-            data = cast("bytes", self._fs.cat_file(self._blob(project, digest)))
-        except FileNotFoundError:
-            raise NotFound(f"no blob {digest} in project {project}", resource=digest) from None
-        if digest_of(data) != digest:
-            raise NotFound(f"blob {digest} in project {project} is damaged", resource=digest)
-        return data
+        """Return a blob's bytes, verified. Raises NotFound where it is absent, DataLoss where its
+        bytes are damaged."""
+        path = self._blob(project, digest)
+        for _ in range(2):  # a second look: what was wrong may have been memory, or the wire
+            try:
+                data = cast("bytes", self._fs.cat_file(path))
+            except FileNotFoundError:
+                raise self._absent(project, digest) from None
+            if digest_of(data) == digest:
+                return data
+        self.set_aside(project, digest)
+        raise self._absent(project, digest)
 
     def exists(self, project: str, digest: str) -> bool:
         """Return whether the blob is there."""
         return bool(self._fs.exists(self._blob(project, digest)))
 
     def open(self, project: str, digest: str) -> BinaryIO:
-        """Open a blob for reading; the caller closes it. Raises NotFound."""
+        """Open a blob for reading; the caller closes it. Raises NotFound, DataLoss.
+
+        A reader that goes from start to end gets DataLoss at the end of damaged bytes; one that
+        seeks calls `check` before.
+        """
         try:
-            return cast("BinaryIO", self._fs.open(self._blob(project, digest), "rb"))
+            file = self._fs.open(self._blob(project, digest), "rb")
         except FileNotFoundError:
-            raise NotFound(f"no blob {digest} in project {project}", resource=digest) from None
+            raise self._absent(project, digest) from None
+        return cast("BinaryIO", CheckedStream(file, digest, lambda: self.check(project, digest)))
+
+    def check(self, project: str, digest: str) -> int:
+        """Read a blob through and return its size in bytes. Raises NotFound, DataLoss."""
+        for _ in range(2):
+            try:
+                with self._fs.open(self._blob(project, digest), "rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                        return int(file.tell())
+            except FileNotFoundError:
+                raise self._absent(project, digest) from None
+        self.set_aside(project, digest)
+        raise self._absent(project, digest)
+
+    def set_aside(self, project: str, digest: str) -> None:
+        """Move a damaged blob into quarantine, where its readers are told of it."""
+        path, aside = self._blob(project, digest), self._aside(project, digest)
+        with contextlib.suppress(FileNotFoundError):  # somebody else was first
+            self._move(path, aside)
+            if self._local:
+                os.utime(aside)
 
     def put_ref(self, project: str, name: str, data: bytes) -> None:
         """Point `name` at `data` (small JSON), atomically replacing what was there."""
@@ -118,9 +153,30 @@ class BlobStore:
         base = self._ref(project, folder)
         self._fs.invalidate_cache()
         if self._fs.exists(base):
-            yield from sorted(
-                str(path).rsplit("/", 1)[1] for path in self._fs.ls(base, detail=False)
-            )
+            names = (str(path).rsplit("/", 1)[1] for path in self._fs.ls(base, detail=False))
+            yield from sorted(name for name in names if not name.startswith("."))
+
+    def _absent(self, project: str, digest: str) -> NotFound:
+        if not self._fs.exists(self._aside(project, digest)):
+            return NotFound(f"no blob {digest} in project {project}", resource=digest)
+        return DataLoss(
+            f"blob {digest} in project {project} is damaged and lies in quarantine; what can be "
+            "computed again is, at its next use, and `stillhouse fsck` repairs what it can",
+            resource=digest,
+        )
+
+    def _freshen(self, path: str, size: int) -> bool:
+        """Return whether a blob need not be written, because it is there, and young from now on."""
+        try:
+            if not self._local:
+                age_s = time.time() - self._fs.modified(path).timestamp()
+                return bool(age_s < FRESH_S and self._fs.size(path) == size)
+            os.utime(path)
+            return os.stat(path).st_size == size
+        except FileNotFoundError:
+            return False
+        except PermissionError:  # another user's, who owns the store
+            return bool(self._fs.exists(path))
 
     def _write(self, path: str, data: bytes) -> None:
         folder = path.rsplit("/", 1)[0]
@@ -137,11 +193,18 @@ class BlobStore:
                 self._fs.rm(temporary)
             raise
 
+    def _move(self, path: str, target: str) -> None:
+        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        self._fs.mv(path, target)
+
     def _base(self, project: str) -> str:
         return f"{self._root}/projects/{check_id(project, field='project')}"
 
     def _blob(self, project: str, digest: str) -> str:
         return f"{self._base(project)}/blobs/{check_digest(digest)[:2]}/{digest}"
+
+    def _aside(self, project: str, digest: str) -> str:
+        return f"{self._base(project)}/quarantine/{check_digest(digest)}"
 
     def _ref(self, project: str, name: str) -> str:
         if not _REF.fullmatch(name):

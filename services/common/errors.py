@@ -3,6 +3,7 @@
 StillhouseError
 ├── InvalidInput        INVALID_ARGUMENT     BadRequest field violation
 ├── NotFound            NOT_FOUND            ResourceInfo
+│   └── DataLoss        DATA_LOSS            ResourceInfo; stored bytes are damaged
 ├── AlreadyExists       ALREADY_EXISTS       ResourceInfo
 ├── Precondition        FAILED_PRECONDITION  PreconditionFailure: what differs
 │   └── HeadMoved       FAILED_PRECONDITION  reason HEAD_MOVED, metadata head_version
@@ -99,6 +100,19 @@ class NotFound(StillhouseError):
         return [
             error_details_pb2.ResourceInfo(resource_name=self.resource, description=self.message)
         ]
+
+
+class DataLoss(NotFound):
+    """Stored bytes are damaged, which is why they are not there: `resource` is their digest.
+
+    Whoever computes again what is not found does so here too.
+    """
+
+    code = code_pb2.DATA_LOSS
+    reason = "DATA_LOSS"
+
+    def metadata(self) -> dict[str, str]:
+        return {"digest": self.resource}
 
 
 class AlreadyExists(NotFound):
@@ -219,6 +233,7 @@ class Internal(StillhouseError):
 _BY_CODE: dict[int, type[StillhouseError]] = {
     code_pb2.INVALID_ARGUMENT: InvalidInput,
     code_pb2.NOT_FOUND: NotFound,
+    code_pb2.DATA_LOSS: DataLoss,
     code_pb2.ALREADY_EXISTS: AlreadyExists,
     code_pb2.FAILED_PRECONDITION: Precondition,
     code_pb2.RESOURCE_EXHAUSTED: Overloaded,

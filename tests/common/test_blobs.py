@@ -3,12 +3,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services.common.blobs import BlobStore
-from services.common.errors import InvalidInput, NotFound, is_out_of_space
+from services.common.errors import DataLoss, InvalidInput, NotFound, from_status, is_out_of_space
 
 
 @pytest.fixture
@@ -38,12 +42,67 @@ def test_a_stream_is_stored_whole(blobs: BlobStore) -> None:
         assert stream.read() == data
 
 
-def test_a_damaged_blob_is_not_returned(blobs: BlobStore, tmp_path: Path) -> None:
+def flip(root: Path, digest: str) -> None:
+    """Change one bit of a blob, as a disk may."""
+    (found,) = (path for path in root.rglob(digest) if path.parent.name == digest[:2])
+    data = bytearray(found.read_bytes())
+    data[len(data) // 2] ^= 4
+    found.write_bytes(data)
+
+
+READERS: dict[str, Callable[[BlobStore, str], object]] = {
+    "get": lambda blobs, digest: blobs.get("default", digest),
+    "whole": lambda blobs, digest: blobs.open("default", digest).read(),
+    "pieces": lambda blobs, digest: shutil.copyfileobj(
+        blobs.open("default", digest), io.BytesIO(), 7
+    ),
+    "buffered": lambda blobs, digest: io.BufferedReader(blobs.open("default", digest)).read(),
+    "check": lambda blobs, digest: blobs.check("default", digest),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_flipped_bit_is_found_on_read_told_to_all_and_healed(
+    blobs: BlobStore, tmp_path: Path, reader: str
+) -> None:
+    data = bytes(range(200))
+    digest = blobs.put("default", data)
+    assert READERS[reader](blobs, digest) in (data, None, len(data))
+    flip(tmp_path, digest)
+    for _ in range(2):
+        with pytest.raises(DataLoss, match=f"{digest}.*damaged") as caught:
+            READERS[reader](blobs, digest)
+    assert from_status(caught.value.to_status()).__class__ is DataLoss
+    assert caught.value.metadata() == {"digest": digest}
+    assert not blobs.exists("default", digest)
+    blobs.put("default", data)
+    assert READERS[reader](blobs, digest) in (data, None, len(data))
+    (kept,) = tmp_path.glob("store/projects/default/quarantine/*")
+    assert kept.read_bytes() != data
+
+
+def test_a_seek_reads_what_is_there(blobs: BlobStore) -> None:
+    digest = blobs.put("default", b"a long pear")
+    with blobs.open("default", digest) as stream:
+        assert (stream.read(2), stream.seek(7), stream.read(), stream.tell()) == (
+            b"a ",
+            7,
+            b"pear",
+            11,
+        )
+
+
+def test_storing_again_makes_a_blob_young_and_mends_one_that_was_cut(
+    blobs: BlobStore, tmp_path: Path
+) -> None:
     digest = blobs.put("default", b"pear")
-    (found,) = (tmp_path / "store").rglob(digest)
-    found.write_bytes(b"peaR")
-    with pytest.raises(NotFound, match="damaged"):
-        blobs.get("default", digest)
+    (found,) = tmp_path.rglob(digest)
+    os.utime(found, (1, 1))
+    blobs.put("default", b"pear")
+    assert time.time() - found.stat().st_mtime < 60
+    found.write_bytes(b"pe")
+    blobs.put("default", b"pear")
+    assert blobs.get("default", digest) == b"pear"
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "/x"])

@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -72,7 +73,8 @@ class Image:
         self.folder, self.service = folder, service
         self._without = without
         self._stages = {stage.name: stage for stage in parse(DOCKERFILE.read_text())}
-        self._arguments = {"SERVICE": service}
+        # pip's own index, said out loud: a CPU build of torch where this machine finds one.
+        self._arguments = {"SERVICE": service, "TORCH_INDEX": _index()}
         self.ran: list[str] = []
         """The commands of RUN steps, as they were run."""
 
@@ -156,6 +158,12 @@ def _outside() -> dict[str, str]:
     return kept | {"PIP_NO_COMPILE": "1"}
 
 
+def _index() -> str:
+    """Return the index that pip asks; empty where it is the one it comes with."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def tracked(source: str) -> list[Path]:
     """Return the files of a path that git knows, or would: what a clean context holds of it."""
     listed = subprocess.run(
@@ -179,6 +187,7 @@ def cached_folder(service: str) -> Path:
     parent.mkdir(mode=0o755, exist_ok=True)
     assert parent.stat().st_uid == os.geteuid(), f"{parent} is somebody else's"
     inputs = (ROOT / "pyproject.toml").read_bytes() + DOCKERFILE.read_bytes()
+    inputs += b"".join(path.read_bytes() for path in tracked("requirements"))
     folder = parent / f"{service}-{hashlib.sha256(inputs).hexdigest()[:16]}"
     for old in parent.glob(f"{service}-*/"):
         if old != folder and _hold(old, at_once=True):

@@ -110,7 +110,8 @@ def check_uri(uri: str, reading: Reading) -> None:
 
 
 def open_archive(project: str, digest: str, reading: Reading) -> Source:
-    """Return the source of an uploaded archive. Raises NotFound or InvalidInput."""
+    """Return the source of an uploaded archive. Raises NotFound, DataLoss or InvalidInput."""
+    reading.blobs.check(project, digest)
     tree = archive_tree(partial(reading.blobs.open, project, digest))
     return TreeSource(tree, max_bytes=reading.max_image_bytes)
 

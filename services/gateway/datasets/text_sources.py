@@ -108,7 +108,8 @@ class BuiltinTexts:
 
 
 def open_text_blob(project: str, digest: str, reading: Reading) -> TextSource:
-    """Return the source of an uploaded archive or file. Raises NotFound, InvalidInput."""
+    """Return the source of an uploaded archive or file. Raises NotFound, DataLoss, InvalidInput."""
+    reading.blobs.check(project, digest)
     opener = partial(reading.blobs.open, project, digest)
     if is_archive(opener()):
         return TreeTexts(archive_tree(opener))
