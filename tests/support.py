@@ -75,7 +75,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_ready(address: str, *, timeout_s: float = 120.0, process: subprocess.Popen[str]) -> None:
+def wait_ready(address: str, *, timeout_s: float = 300.0, process: subprocess.Popen[str]) -> None:
     """Wait until a service's health is SERVING. Raises RuntimeError where it ends before."""
     until_s = time.monotonic() + timeout_s
     with grpc.insecure_channel(address) as channel:
