@@ -122,9 +122,9 @@ def test_bytes_that_are_no_message_are_the_callers_mistake(answer: str) -> None:
     broken = b"\x0a\xff\xff\xff\xff\x7f"
     with running() as (_, address), grpc.insecure_channel(address) as channel:
         call = getattr(channel, answer)(f"/{methods[answer]}")
+        sent = iter([broken]) if answer == "stream_stream" else broken
         with pytest.raises(grpc.RpcError) as caught:
-            got = call(iter([broken]) if answer == "stream_stream" else broken, timeout=10)
-            list(got)
+            list(call(sent, timeout=10))
         assert _status(caught.value)[:2] == (3, ["ErrorInfo", "BadRequest"])
 
 
