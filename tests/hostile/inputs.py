@@ -9,11 +9,11 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from tests.hostile import files, http, messages, values
 from tests.hostile.entry import Rpc
 from tests.hostile.http import Route
-from tests.hostile.world import World
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,25 @@ class Input:
         return Input(**found)
 
 
+class Target(Protocol):
+    """What inputs are made for and sent to."""
+
+    @property
+    def names(self) -> dict[str, list[Any]]: ...
+    @property
+    def rpcs(self) -> list[Rpc]: ...
+    @property
+    def ports(self) -> dict[str, int]: ...
+    @property
+    def http_port(self) -> int: ...
+    @property
+    def socket(self) -> Path: ...
+
+
 class Source:
     """Makes the inputs of a campaign: every entry point in turn."""
 
-    def __init__(self, world: World, seed: int) -> None:
+    def __init__(self, world: Target, seed: int) -> None:
         self._names, self._seed = world.names, seed
         self.routes = http.routes(world.http_port)
         make_rpc: Callable[[random.Random, Rpc], Input] = self._rpc

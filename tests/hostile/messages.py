@@ -74,8 +74,10 @@ def _known(rng: random.Random, field: FieldDescriptor, names: Names, where: str)
         return rng.choice(pool)
     if field.enum_type is not None:
         return rng.choice(field.enum_type.values).number
-    if field.cpp_type in (FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_BOOL):
-        return field.default_value
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return False
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return b"" if field.type == FieldDescriptor.TYPE_BYTES else ""
     return rng.choice((0, 0, 1, 2))
 
 

@@ -15,8 +15,8 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import models_pb2, models_pb2_grpc
 
 from tests.hostile import messages
-from tests.hostile.inputs import Input
-from tests.hostile.world import ENCODER, World
+from tests.hostile.inputs import Input, Target
+from tests.hostile.names import ENCODER
 from tests.support import photo
 
 _PLENTY = 3
@@ -46,7 +46,7 @@ class Outcome:
 class Sender:
     """Sends inputs to a world; one for all threads."""
 
-    def __init__(self, world: World, deadline_s: float) -> None:
+    def __init__(self, world: Target, deadline_s: float) -> None:
         self._world, self._deadline_s = world, deadline_s
         self._rpcs = {(one.target, one.path): one for one in world.rpcs}
         options = [
@@ -55,9 +55,9 @@ class Sender:
         ]
         self._channels = {
             name: grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
-            for name, port in world.suite.ports.items()
+            for name, port in world.ports.items()
         }
-        self._redis = redis.Redis(unix_socket_path=str(world.suite.socket))
+        self._redis = redis.Redis(unix_socket_path=str(world.socket))
         self._cache_lock = threading.Lock()
 
     def close(self) -> None:

@@ -12,21 +12,17 @@ from typing import Any
 
 import grpc
 import numpy as np
-from stillhouse.common.v1 import items_pb2, language_pb2
+from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import students_pb2, students_pb2_grpc
 from stillhouse.inference.v2 import open_inference_pb2 as oip
 from stillhouse.inference.v2 import open_inference_pb2_grpc as oip_grpc
 
-from services.common.tensors import to_message
 from tests.e2e import language
-from tests.e2e.suite import PROJECT, SERVICES, Suite, suite
+from tests.e2e.suite import SERVICES, Suite, suite
 from tests.hostile.entry import Rpc, rpcs
+from tests.hostile.names import LITE, plausible_names
 from tests.student import language_suite
 from tests.support import free_port, photo
-
-TINY = f"{PROJECT}/models/{language_suite.MODEL}"
-LITE = f"{PROJECT}/models/efficientnet-lite0"
-ENCODER = f"{PROJECT}/encoders/effl2-minilm"
 
 
 @dataclass
@@ -37,6 +33,14 @@ class World:
     http_port: int
     names: dict[str, list[Any]]
     rpcs: list[Rpc] = field(default_factory=list)
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return self.suite.ports
+
+    @property
+    def socket(self) -> Path:
+        return self.suite.socket
 
     @property
     def pids(self) -> dict[str, int]:
@@ -74,7 +78,7 @@ def _fill(running: Suite, images: int) -> dict[str, list[Any]]:
     ]
     (running.folder / "texts.jsonl").write_text("\n".join(texts))
     language.add_texts(running, "notes", f"file://{running.folder}/texts.jsonl")
-    names = _names()
+    names = plausible_names()
     if images:
         job = running.prepare(images)
         made = running.finish(running.create(job))
@@ -117,53 +121,6 @@ def _add_made(names: dict[str, list[Any]], job: Any) -> None:
     names["student"] = [student]
     names["version"] = names["first_version"] = names["second_version"] = ["", job.student_version]
     names["expected_head"] = names["base_version"] = ["", job.student_version]
-
-
-def _names() -> dict[str, list[Any]]:
-    """What exists in every world, by field name, `Method.field` or message type."""
-    encoder = {f"{method}.name": [ENCODER] for method in ("GetEncoder",)}
-    ids = np.array([[5, 6, 7, 8]], np.int32)
-    tensors = [
-        to_message(one)
-        for one in (ids[0], ids, ids[0].astype(np.int64), np.array([0, 4], np.int64), np.ones(4,
-        np.uint8),
-                    np.zeros((3, 384), np.float16), np.zeros(384, np.float32), np.zeros((0, 384),
-                    np.float32))
-    ]  # fmt: skip
-    return encoder | {
-        "project": ["default"], "repository_name": ["default"], "name": [TINY, LITE, ENCODER],
-        "model_name": [TINY, LITE],
-        "model": [LITE, TINY], "Score.model": [TINY], "Generate.model": [TINY],
-        "GenerateText.model": [TINY],
-        "SampleTargets.model": [TINY], "Classify.model": [LITE], "teacher": [LITE],
-        "backbone": [LITE], "base": [TINY],
-        "tuned": [TINY], "target": [TINY], "generator": [TINY], "encoder": [ENCODER],
-        "student": [TINY],
-        "dataset": [f"{PROJECT}/datasets/fruit", f"{PROJECT}/datasets/notes"],
-        "GetDataset.name": [f"{PROJECT}/datasets/fruit"],
-        "GetConceptSet.name": [f"{PROJECT}/conceptSets/everyday"],
-        "concept_set": [f"{PROJECT}/conceptSets/everyday"],
-        "concepts": ["red", "round", "leaf"], "concept": ["red"], "words": ["red", "round",
-        "leaf"], "texts": ["a red apple"],
-        "label": ["Apple", ""], "labels": ["Apple"], "class_names": ["Apple"], "split": ["",
-        "train", "test"], "item_id": ["a", "b"],
-        "text": ["red cat dog"], "content": ["red cat"], "role": ["user"], "data": [photo(1),
-        photo(2, form="PNG")],
-        "chunk": [b"x" * 100], "factor": [2.0, 1.5], "direction": [1, 2], "max_tokens": [1, 4],
-        "temperature": [0.0, 1.0],
-        "top_p": [1.0], "page_size": [0, 1, 50], "seed": [0, 1], "max_steps": [1],
-        "batch_sequences": [2], "sequence_length": [64],
-        "learning_rate": [1e-3], "bytes_per_token": [40.0], "top_k": [4], "nec": [3.0],
-        "l1": [1e-4], "rank": [4], "layers": [1],
-        "dataset_id": [""], "model_id": ["made"], "student_id": ["made"],
-        "concept_set_id": ["mine"], "run_id": [f"run-{n}" for n in range(4)],
-        "uri": ["builtin:fruit-coarse", "builtin:wordnet-facts?facts=4"], "digest": ["0" * 64],
-        "pattern": ["a+"],
-        "stillhouse.common.v1.Tensor": tensors,
-        "stillhouse.common.v1.ImageInput": [items_pb2.ImageInput(item_id=str(n),
-        data=photo(n)) for n in range(4)],
-        "stillhouse.common.v1.Sampling": [language_pb2.Sampling(max_tokens=3)],
-    }  # fmt: skip
 
 
 def _infers(channel: grpc.Channel, names: dict[str, list[Any]]) -> list[oip.ModelInferRequest]:
