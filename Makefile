@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 WEB := services/gateway/web_dist/index.html
 WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
 
-.PHONY: help setup web demo up test test-all browser lint lock licences sbom format protos bench assets test-assets clean
+.PHONY: help setup web demo up test test-all browser lint lock licences sbom format protos hostile properties soak faults bench assets test-assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -93,6 +93,12 @@ browser: $(VENV)/.dev web test-assets ## drive the workbench in a headless Chrom
 	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[browser]"
 	$(BIN)/python tests/browser/chromium.py
 	$(PYTEST) -m browser tests/browser
+
+hostile: $(VENV)/.dev web test-assets ## at least 10,000 hostile inputs in 10 minutes; last line is JSON
+	$(BIN)/python -m tests.hostile.campaign
+
+properties: $(VENV)/.dev ## the property tests of hostile input with many more examples
+	$(PYTEST) --hypothesis-profile hostile --timeout 3600 tests/common/test_hostile_bytes.py
 
 bench: $(VENV)/.dev test-assets ## run every benchmark; each prints a table and one JSON line
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -75,12 +75,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_ready(address: str, *, timeout_s: float = 120.0, process: subprocess.Popen[str]) -> None:
+def wait_ready(address: str, *, timeout_s: float = 300.0, process: subprocess.Popen[str]) -> None:
     """Wait until a service's health is SERVING. Raises RuntimeError where it ends before."""
-    until_s = time.monotonic() + timeout_s
     with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        while time.monotonic() < until_s:
+        for _ in range(int(timeout_s / 0.1)):  # looks, not time: a machine may stand still
             if process.poll() is not None:
                 raise RuntimeError(f"the service at {address} ended with {process.returncode}")
             try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from services.common.blobs import check_digest
 from services.common.catalogue import InputSpec
+from services.common.documents import MALFORMED
 from services.common.errors import InvalidInput
 
 KIND = "image_classifier"
@@ -65,7 +66,7 @@ class ClassifierRecord:
                 licence=str(raw.get("licence", "")),
                 card=dict(raw.get("card", {})),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             raise InvalidInput(f"model record is not valid: {error}"[:300], field="model") from None
         if not record.classes or len(set(record.classes)) != len(record.classes):
             raise InvalidInput("model record: classes are not unique", field="model")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import Counter, Histogram
@@ -21,6 +22,7 @@ from services.common import callers, logs, metrics, tracing
 from services.common.callers import Caller
 from services.common.errors import (
     Internal,
+    InvalidInput,
     OutOfMemory,
     Overloaded,
     StillhouseError,
@@ -152,18 +154,37 @@ def _wrap(handler: Any, method: str) -> Any:
             else grpc.unary_stream_rpc_method_handler
         )
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        return make(
-            _streaming(inner, method), handler.request_deserializer, handler.response_serializer
-        )
+        return make(_streaming(inner, method), _reader(handler), handler.response_serializer)
     make_unary = (
         grpc.stream_unary_rpc_method_handler
         if handler.request_streaming
         else grpc.unary_unary_rpc_method_handler
     )
     inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-    return make_unary(
-        _unary(inner, method), handler.request_deserializer, handler.response_serializer
-    )
+    return make_unary(_unary(inner, method), _reader(handler), handler.response_serializer)
+
+
+def _reader(handler: Any) -> Callable[[bytes], Any]:
+    """Return what makes a request of bytes. Where they are no message, gRPC by itself would end the
+    call as UNKNOWN: a single request becomes the error instead, which `_check` raises in the
+    handler; of a stream it is raised at once, in the handler too, which reads the stream."""
+    read, is_stream = handler.request_deserializer, handler.request_streaming
+
+    def reading(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            error = InvalidInput("the request is not an encoded message of this method's type")
+            if is_stream:
+                raise error from None
+            return error
+
+    return reading
+
+
+def _check(request: Any) -> None:
+    if isinstance(request, InvalidInput):
+        raise request
 
 
 def _unary(inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
@@ -171,6 +192,7 @@ def _unary(inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
         call = _Call(method, context)
         call.bind(request)
         try:
+            _check(request)
             response = await inner(request, context)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             call.finish("CANCELLED")
@@ -188,6 +210,7 @@ def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], method: str)
         call = _Call(method, context)
         call.bind(request)
         try:
+            _check(request)
             async for response in inner(request, context):
                 yield response
         except (grpc.aio.AbortError, asyncio.CancelledError):

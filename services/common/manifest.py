@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from services.common.documents import MALFORMED
 from services.common.errors import InvalidInput
 
 SPLITS = ("train", "val", "test")
@@ -50,7 +51,7 @@ class Manifest:
                 for i in raw["items"]
             )
             manifest = cls(tuple(str(c) for c in raw["classes"]), bool(raw["multi_label"]), items)
-        except (ValueError, KeyError, TypeError) as error:
+        except MALFORMED as error:
             raise InvalidInput(f"manifest is not valid: {error!r}", field="manifest") from None
         manifest.check()
         return manifest

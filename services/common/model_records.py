@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from services.common.blobs import check_digest
+from services.common.documents import MALFORMED
 from services.common.errors import InvalidInput
 
 KIND = "language_model"
@@ -49,7 +50,7 @@ class LanguageModelRecord:
                 raise InvalidInput("the model is not a language model", field="model")
             record = cls(**raw)
             record._check()
-        except (ValueError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             raise InvalidInput(f"model record is not valid: {error}"[:300], field="model") from None
         return record
 

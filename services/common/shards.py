@@ -34,6 +34,8 @@ def unpack_rows(name: str, blobs: Sequence[bytes]) -> tuple[Array, npt.NDArray[n
     parts = [unpack_arrays(blob, what="shard") for blob in blobs]
     if not parts or any(name not in part or "valid" not in part for part in parts):
         raise InvalidInput(f"shards: `{name}` is missing", field="shards")
+    if not all(_is_table(part[name], part["valid"]) for part in parts):
+        raise InvalidInput(f"shards: `{name}` is no table of one row an item", field="shards")
     width = max(part[name].shape[1] for part in parts)
     filled = [
         p[name] if p[name].shape[1] == width else np.zeros((len(p["valid"]), width), p[name].dtype)
@@ -98,6 +100,8 @@ def unpack_regions(blobs: Sequence[bytes], *, allow_empty: bool = False) -> Regi
     if not filled and not allow_empty:
         raise InvalidInput("region shards: no item could be embedded", field="region_shards")
     filled = filled or parts[:1]
+    if len({(p["embeddings"].shape[1:], p["maps"].shape[1:]) for p in filled}) > 1:
+        raise InvalidInput("region shards: of different shapes", field="region_shards")
     map_shape = filled[0]["maps"].shape[1:]
     maps = [
         p["maps"] if len(p["embeddings"]) else np.zeros((len(p["valid"]), *map_shape), np.uint8)
@@ -112,13 +116,32 @@ def unpack_regions(blobs: Sequence[bytes], *, allow_empty: bool = False) -> Regi
     )
 
 
+_REGION_FORM = {
+    "embeddings": (2, "f"),
+    "offsets": (1, "i"),
+    "maps": (3, "u"),
+    "valid": (1, "bu"),
+}
+"""Arrays of a region shard: how many dimensions each has, and kinds of its elements."""
+
+
+def _is_table(rows: Array, valid: Array) -> bool:
+    return rows.ndim == 2 and rows.dtype.kind in "fiu" and valid.shape == (len(rows),)
+
+
 def _check_regions(part: dict[str, Array]) -> None:
     missing = {"embeddings", "offsets", "maps", "valid"} - set(part)
     if missing:
         raise InvalidInput(f"region shard: {sorted(missing)} missing", field="region_shards")
+    if any(
+        part[name].ndim != dimensions or part[name].dtype.kind not in kinds
+        for name, (dimensions, kinds) in _REGION_FORM.items()
+    ):
+        raise InvalidInput("region shard: an array has another form", field="region_shards")
     offsets, n = part["offsets"], len(part["valid"])
     fits = (
         len(offsets) == n + 1
+        and offsets[0] == 0
         and (n == 0 or (np.diff(offsets) >= 0).all())
         and offsets[-1] == len(part["embeddings"])
     )

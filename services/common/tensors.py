@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ def from_message(
             f"{field}: dtype {message.dtype} is not supported", field=f"{field}.dtype"
         )
     shape = tuple(message.shape)
-    if len(shape) > MAX_DIMENSIONS or any(size < 0 for size in shape):
+    # An empty tensor needs no bytes, but numpy multiplies its other sizes all the same.
+    reach = math.prod(max(size, 1) for size in shape) * dtype.itemsize
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or reach > sys.maxsize:
         raise InvalidInput(f"{field}: shape {shape} is not valid", field=f"{field}.shape")
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(message.data):

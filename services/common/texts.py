@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from services.common.blobs import digest_of
+from services.common.documents import MALFORMED
 from services.common.errors import InvalidInput
 from services.common.manifest import SPLITS
 
@@ -124,7 +125,7 @@ class TextManifest:
                 for s in raw["shards"]
             )
             return cls(shards, {str(k): int(v) for k, v in raw["field_counts"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             raise InvalidInput(f"manifest is not valid: {error!r}"[:300]) from None
 
 

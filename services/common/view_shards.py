@@ -112,6 +112,8 @@ def _check(part: dict[str, Array], augmentation: Augmentation, classes: int) -> 
     missing = {"digests", "logits", "valid", "augmentation"} - set(part)
     if missing:
         raise InvalidInput(f"view shard: {sorted(missing)} missing", field=FIELD)
+    if part["valid"].ndim != 1 or part["valid"].dtype.kind not in "bu":
+        raise InvalidInput("view shard: `valid` is no list of flags", field=FIELD)
     made, n = bytes(part["augmentation"]).hex(), len(part["valid"])
     if made != augmentation.digest:
         raise Precondition(

@@ -93,7 +93,9 @@ class Gateway:
             max_image_bytes=settings.max_image_bytes,
         )
         self.runner = IngestRunner(self.store, reading, max_pixels=settings.max_image_pixels)
-        self.datasets = DatasetServicer(self.store, reading, self.runner)
+        self.datasets = DatasetServicer(
+            self.store, reading, self.runner, max_archive_bytes=settings.max_archive_bytes
+        )
         self.jobs = DistillationServicer(tools, self.engine)
         self.edge = Edge(settings)
         self.ready = asyncio.Event()

@@ -29,7 +29,6 @@ from services.gateway.paging import Page, fitting, page
 from services.gateway.store import DatasetRow, Store
 
 MAX_CHUNK_BYTES = 1 << 20
-MAX_ARCHIVE_BYTES = 8 << 30
 
 
 class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
@@ -41,7 +40,7 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         reading: Reading,
         runner: IngestRunner,
         *,
-        max_archive_bytes: int = MAX_ARCHIVE_BYTES,
+        max_archive_bytes: int,
     ) -> None:
         self._store = store
         self._reading = reading

@@ -66,6 +66,13 @@ class GatewaySettings(ServiceSettings):
     -1 turns HTTP off."""
     http_host: str = ""
     """Address of the HTTP port; empty means `host`."""
+    http_max_connections: int = Field(512, ge=1)
+    """HTTP connections at a time; further ones get 503."""
+    http_read_s: float = Field(30.0, gt=0)
+    """Seconds that the headers of an HTTP request may take in all, and that its body may stand
+    still, before the connection is closed with 408."""
+    max_archive_bytes: int = Field(8 << 30, ge=1)
+    """Largest archive or file of texts that can be uploaded, as it is sent."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, without port, that browsers may call this gateway by, as a JSON list. On loopback
     they come on top of loopback's own names; elsewhere an empty list allows every name."""

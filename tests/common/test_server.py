@@ -112,6 +112,22 @@ def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
         assert retry.DESCRIPTOR.full_name == "google.rpc.RetryInfo"
 
 
+@pytest.mark.parametrize("answer", ["unary_unary", "unary_stream", "stream_stream"])
+def test_bytes_that_are_no_message_are_the_callers_mistake(answer: str) -> None:
+    methods = {
+        "unary_unary": "stillhouse.teacher.v1.TeacherService/GetModel",
+        "unary_stream": "grpc.health.v1.Health/Watch",
+        "stream_stream": "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+    broken = b"\x0a\xff\xff\xff\xff\x7f"
+    with running() as (_, address), grpc.insecure_channel(address) as channel:
+        call = getattr(channel, answer)(f"/{methods[answer]}")
+        sent = iter([broken]) if answer == "stream_stream" else broken
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(sent, timeout=10))
+        assert _status(caught.value)[:2] == (3, ["ErrorInfo", "BadRequest"])
+
+
 def test_health_follows_the_start_and_info_tells_the_limits() -> None:
     with running() as (_, address), grpc.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)

@@ -62,7 +62,7 @@ class Suite:
             }
         if name != "gateway":
             return threads
-        return {
+        return threads | {
             "GATEWAY_DATABASE_URL": self.database_url or f"sqlite:///{self.folder}/gateway.db",
             "GATEWAY_REDIS_URL": f"unix://{self.socket}",
             "GATEWAY_TEACHER_ADDRESS": f"127.0.0.1:{self.ports['teacher']}",

@@ -88,12 +88,13 @@ async def edge_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
         port=0,
         http_port=0,
         drain_s=2,
+        max_archive_bytes=MAX_ARCHIVE,
         database_url=f"sqlite:///{folder}/gateway.db",
         blob_url=str(folder / "blobs"),
         **{"teacher_address": "127.0.0.1:9", **settings},
     )
     gateway = Gateway(made)
-    edge = Edge(made, max_archive_bytes=MAX_ARCHIVE)
+    edge = Edge(made)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     reflection.enable_server_reflection(gateway.register(server), server)
     app = App("gateway", made, gateway.register)

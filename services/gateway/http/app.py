@@ -29,18 +29,16 @@ _ANY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 _PROJECT = "/v1/projects/{project}"
 
 
-def make_app(
-    settings: GatewaySettings, channel: grpc.aio.Channel, max_archive_bytes: int
-) -> ASGIApp:
+def make_app(settings: GatewaySettings, channel: grpc.aio.Channel) -> ASGIApp:
     """Return the application that answers over a channel to the gateway itself."""
     caller = Caller(channel)
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
-    upload = uploads.Uploads(caller, max_bytes=max_archive_bytes)
+    upload = uploads.Uploads(caller, max_bytes=settings.max_archive_bytes)
     thumbnails = Thumbnails(caller, limits)
     transcoder = Transcoder(caller, Rules(), max_body_bytes=settings.max_message_bytes)
     routes = [
         Route("/openapi.json", _openapi),
-        Route("/v1/info", functools.partial(_info, caller, max_archive_bytes)),
+        Route("/v1/info", functools.partial(_info, caller, settings.max_archive_bytes)),
         Route(f"{_PROJECT}/archives", upload.__call__, methods=["POST"]),
         Route(f"{_PROJECT}/images/{{digest}}", thumbnails.__call__, methods=["GET"]),
         Route("/v1/{rest:path}", transcoder.__call__, methods=_ANY),

@@ -12,14 +12,13 @@ import uvicorn
 
 from services.common import logs
 from services.common.hosts import reachable
-from services.gateway.datasets_servicer import MAX_ARCHIVE_BYTES
 from services.gateway.http.app import make_app
+from services.gateway.http.connections import connection_class
 from services.gateway.settings import GatewaySettings
 
 _log = logs.get(__name__)
 _STARTED_S = 0.01
 _LEAVE_S = 2.0
-_MOST_CONNECTIONS = 512
 
 
 class _Server(uvicorn.Server):
@@ -33,11 +32,8 @@ class _Server(uvicorn.Server):
 class Edge:
     """The HTTP side of one gateway; port -1 is none at all."""
 
-    def __init__(
-        self, settings: GatewaySettings, *, max_archive_bytes: int = MAX_ARCHIVE_BYTES
-    ) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._max_archive_bytes = max_archive_bytes
         self._grpc_address = ""
         self._channel: grpc.aio.Channel | None = None
         self._server: _Server | None = None
@@ -60,17 +56,17 @@ class Edge:
         options = [("grpc.max_receive_message_length", limit), ("grpc.enable_http_proxy", 0)]
         self._channel = grpc.aio.insecure_channel(self._grpc_address, options=options)
         config = uvicorn.Config(
-            make_app(self._settings, self._channel, self._max_archive_bytes),
+            make_app(self._settings, self._channel),
             log_config=None,
             log_level="warning",
             access_log=False,
             lifespan="off",
             ws="none",
-            http="h11",
+            http=connection_class(self._settings.http_read_s),
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=30,
-            limit_concurrency=_MOST_CONNECTIONS,
+            limit_concurrency=self._settings.http_max_connections,
             timeout_graceful_shutdown=max(1, int(self._settings.drain_s)),
         )
         self._server = _Server(config)
