@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from google.rpc import status_pb2
+from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.common import callers, logs, tracing
@@ -55,10 +55,14 @@ def open_channel(
 
 
 def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:
-    """Return the error that a failed call stands for."""
+    """Return the error that a failed call stands for.
+
+    A call that was cancelled, and not by us, met a server that shuts down: it is away.
+    """
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     if status is None:
         code = int(error.code().value[0])  # type: ignore[index]
+        code = code_pb2.UNAVAILABLE if code == code_pb2.CANCELLED else code
         status = status_pb2.Status(code=code, message=error.details() or error.code().name.lower())
     return from_status(status)
 
