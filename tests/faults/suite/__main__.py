@@ -48,6 +48,7 @@ def main() -> int:
         count=given.count,
         minutes=given.minutes,
         only=given.job,
+        special=given.special,
         replay=given.replay,
     )
     console = Console()
@@ -105,6 +106,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="faults to inject")
     parser.add_argument("--minutes", type=float, default=90, help="longest time")
     parser.add_argument("--job", default="", choices=["", *STAGES], help="this kind of job alone")
+    parser.add_argument("--special", action="store_true", help="only two gateways, full disk, ...")
     parser.add_argument("--replay", default="", help="run one round again, as it was printed")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="record and worlds")
     parser.add_argument("--out", type=Path, help="file for the figures")

@@ -13,15 +13,26 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.faults.suite import checks, jobs, rounds, table
-from tests.faults.suite.faults import STAGES, Fault, Round, draw, pick
+from tests.faults.suite.faults import (
+    STAGES,
+    Fault,
+    Round,
+    draw,
+    pick,
+    pick_special,
+    specials,
+)
 from tests.faults.suite.record import Record
 from tests.faults.suite.watch import Database
+from tests.faults.suite.wide import wide_world
 from tests.faults.suite.world import World, world
 
 _SEEDS = 2
 """Different seeds of jobs: one student is expected of each."""
 _TRIES = 4
 """How often a fault is planned for which jobs are over too soon."""
+_FAILURES = 3
+"""Worlds that may fail to start."""
 _EVERY = 5
 """One round in so many is for another job kind."""
 
@@ -38,6 +49,8 @@ class Plan:
     """Faults a round."""
     only: str = ""
     """Job kind; all where it is empty."""
+    special: bool = False
+    """The faults alone that need a wide world; else they come last."""
     replay: str = ""
     """One round to run again, as its text has it."""
 
@@ -57,11 +70,22 @@ class Campaign:
 
     async def run(self) -> None:
         """Go on until all is done or the time is over."""
+        failures = 0
         while self._next() is not None:
             folder = self.plan.folder / f"world-{time.time_ns():x}"
             try:
-                async with world(folder, self.catalogue) as made:
-                    await self._in(made)
+                if self._special():
+                    async with wide_world(folder, self.catalogue) as wide:
+                        self.record.add("wide", missing=wide.missing)
+                        await self._in(wide)
+                else:
+                    async with world(folder, self.catalogue) as made:
+                        await self._in(made)
+            except RuntimeError as error:  # it did not start
+                failures += 1
+                self.console.print(f"[red]{error}[/red]")
+                if failures > _FAILURES:
+                    raise
             finally:
                 if not self._keep:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +96,8 @@ class Campaign:
         try:
             await jobs.prepare_source(made.address)
             idle: Mapping[str, int] = {}
-            while (it := self._next()) is not None:
+            special = self._special()
+            while (it := self._next()) is not None and self._special() == special:
                 wanted = await self._wanted(made, db, it)
                 idle = idle or await self._idle(made)
                 project = f"r{it.number}-{it.job}-{time.time_ns():x}"
@@ -104,20 +129,27 @@ class Campaign:
             self.record.add("calm", job=it.job, seed=it.seed, **asdict(self.calm[key]))
         return self.calm[key]
 
+    def _special(self) -> bool:
+        """Whether the next round needs a wide world."""
+        it = self._next()
+        return it is not None and any(fault.special for fault in it.faults)
+
     def _next(self) -> Round | None:
         """The next round: faults that have not been, of the concept job and now and then of
         another kind."""
         if self.plan.replay:
             return None if self._replayed() else Round.parse(self.plan.replay)
         done = self.record.done()
-        total = table.summary(self.record.valid())["injected"]
-        if total >= self.plan.count or self.left_s() <= 0:
+        if self.left_s() <= 0:
             return None
         number = sum(1 for _ in self.record.lines("round"))
         pending = self._pending(done)
         kinds = [job for job in STAGES if pending[job]]
-        if not kinds:
-            return None
+        special = self._pending_specials(done.get("concept", set()))
+        enough = table.summary(self.record.valid())["injected"] >= self.plan.count
+        if self.plan.special or enough or not kinds:
+            found = pick_special(special)
+            return Round(number, "concept", 1, tuple(found)) if found else None
         rng = random.Random(f"{self.plan.seed}/{number}")
         others = [job for job in kinds if job != "concept"]
         other = number % _EVERY == _EVERY - 1 or "concept" not in kinds
@@ -140,6 +172,16 @@ class Campaign:
             ]
             for job, faults in draw(self.plan.seed).items()
         }
+
+    def _pending_specials(self, done: set[tuple[str, str, str]]) -> list[Fault]:
+        missed = self.record.missed()
+        return [
+            one
+            for one in specials(self.plan.seed)
+            if one.cell not in done
+            and missed.get(("concept", str(one)), 0) < _TRIES
+            and self.plan.only in ("", "concept")
+        ]
 
     def left_s(self) -> float:
         """Seconds until the campaign's time is over."""

@@ -35,6 +35,19 @@ OTHER_STAGES: dict[str, tuple[str, ...]] = {
     "tuneshift": ("rounds", "fit"),
 }
 STAGES = {"concept": CONCEPT_STAGES, **OTHER_STAGES}
+SPECIAL = (
+    ("gateway", "lost", ("teacher_outputs", "concepts", "fit")),
+    ("gateway", "fenced", ("regions", "concepts", "fit")),
+    ("gateway", "upgrade", ("regions", "fit")),
+    ("suite", "roll", ("regions",)),
+    ("network", "part", ("estimate", "regions", "concepts")),
+    ("clock", "jump", ("regions", "fit")),
+    ("disk", "full", ("teacher_outputs", "regions", "concepts", "fit", "publish")),
+)
+"""What needs a wide world: the gateway that runs the job dies for good, or stands still until
+another one has the job; all gateways come back as another version; every service is started anew in
+turn; the concepts service's network is parted from the others'; the gateway's clock jumps; the disk
+is full."""
 _TEXT = re.compile(r"([a-z]+)\.([a-z0-9]+)@([a-z_]+)\+([0-9.]+)")
 _LONG_AT = "teacher_outputs"
 _SLOW = 3
@@ -65,6 +78,11 @@ class Fault:
         return cls(found[1], found[2], found[3], float(found[4]))
 
     @property
+    def special(self) -> bool:
+        """Whether it needs a wide world."""
+        return any((self.service, self.kind) == one[:2] for one in SPECIAL)
+
+    @property
     def cell(self) -> tuple[str, str, str]:
         """Its place in the matrix."""
         return self.service, self.kind, self.stage
@@ -90,6 +108,27 @@ class Round:
         job, seed, faults = text.split(":")
         found = tuple(Fault.parse(one) for one in faults.split(",") if one)
         return cls(0, job, int(seed), found)
+
+
+def specials(seed: int) -> list[Fault]:
+    """The faults that need a wide world."""
+    rng = random.Random(f"special {seed}")
+    return [
+        Fault(service, kind, stage, round(rng.random(), 3))
+        for service, kind, stages in SPECIAL
+        for stage in stages
+    ]
+
+
+def pick_special(pending: Sequence[Fault]) -> list[Fault]:
+    """Take the next faults for one job in a wide world; some bear no other beside them."""
+    taken = list(pending[:1])
+    for one in pending[1:]:
+        known = {other.service for other in taken}
+        if one.service not in (*known, "disk") and "disk" not in known:
+            taken.append(one)
+    order = CONCEPT_STAGES
+    return sorted(taken, key=lambda one: (order.index(one.stage), one.share))
 
 
 def matrix(job: str) -> Iterator[Fault]:

@@ -40,8 +40,10 @@ async def inject(world: World, fault: Fault, inside: str) -> Injected:
     done = Injected(str(fault), inside)
     began_s = time.monotonic()
     try:
-        await _DEEDS[fault.kind](world, fault, random.Random(str(fault)))
-        await world.ready(fault.service)
+        deed = _DEEDS.get(fault.kind) or getattr(world, fault.kind)
+        await deed(world, fault, random.Random(str(fault)))
+        if fault.service in world.services and fault.kind != "lost":
+            await world.ready(fault.service)
     except Exception as error:
         done.complaint = f"{type(error).__name__}: {error}"[:2000]
     done.back_s = round(time.monotonic() - began_s, 2)

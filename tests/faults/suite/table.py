@@ -8,7 +8,16 @@ from typing import Any
 
 from rich.table import Table
 
-from tests.faults.suite.faults import FLUSH, KINDS, LONG_STOP, SERVICES, STAGES, Fault, Round
+from tests.faults.suite.faults import (
+    FLUSH,
+    KINDS,
+    LONG_STOP,
+    SERVICES,
+    SPECIAL,
+    STAGES,
+    Fault,
+    Round,
+)
 
 BAD = ("lost", "twice", "wrong_digest", "left")
 """What may be wrong with a round."""
@@ -46,11 +55,11 @@ def outcomes(rounds: Iterable[Mapping[str, Any]], job: str) -> Table:
             count[cell] += 1
             bad[cell] += wrong
     table = Table("fault", *STAGES[job], title=f"{job} job")
-    for service in SERVICES:
-        for kind in (*KINDS, LONG_STOP, FLUSH):
-            cells = [(service, kind, stage) for stage in STAGES[job]]
-            if any(count[cell] for cell in cells):
-                table.add_row(f"{service} {kind}", *(_cell(count[c], bad[c]) for c in cells))
+    rows = [(one, kind) for one in SERVICES for kind in (*KINDS, LONG_STOP, FLUSH)]
+    for service, kind in [*rows, *(one[:2] for one in SPECIAL)]:
+        cells = [(service, kind, stage) for stage in STAGES[job]]
+        if any(count[cell] for cell in cells):
+            table.add_row(f"{service} {kind}", *(_cell(count[c], bad[c]) for c in cells))
     return table
 
 

@@ -26,6 +26,7 @@ OURS = ("teacher", "concepts", "student", "gateway")
 READY_S = 180.0
 """Longest time for a service to come back; a machine of two slow cores may be loaded."""
 _STOPPED_S = 30.0
+_LOOK_S = 0.1
 GIVE_UP_S = 240
 SETTINGS: dict[str, str] = {
     "PEER_TIMEOUT_S": "10",
@@ -64,17 +65,28 @@ class World:
     def blobs(self) -> Path:
         return self.folder / "blobs"
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """All of them, in the order in which they start."""
+        return ("postgres", "redis", *OURS)
+
+    def host(self, service: str) -> str:
+        """Where a service is found, past its proxy."""
+        return "127.0.0.1"
+
     async def start_all(self) -> None:
         """Start everything and wait until all is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for service in SERVICES:
-            proxy = self.proxies[service] = Proxy(("127.0.0.1", self.ports[service]))
+        for service in self.services:
+            proxy = self.proxies[service] = Proxy((self.host(service), self.ports[service]))
             await proxy.start()
-        await self.start("postgres")
-        for service in ("redis", *OURS):
+        for service in self.services:
             await self.start(service)
-        for service in SERVICES:
+        for service in self.services:
             await self.ready(service)
+
+    async def revive(self) -> None:
+        """Start again whoever was to stay away until the job's end."""
 
     async def start(self, service: str) -> None:
         """Start one (again)."""
@@ -136,19 +148,20 @@ class World:
         if service == "postgres":
             await self.postgres.ready()
             return
-        try:
-            async with asyncio.timeout(READY_S):
-                while not await self.answers(service):
-                    if self.running[service].poll() is not None:
-                        raise RuntimeError(f"{service} ended:\n{self.tail(service)}")
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            raise RuntimeError(f"{service} is not ready:\n{self.tail(service)}") from None
+        left_s = READY_S
+        while not await self.answers(service):
+            if self.running[service].poll() is not None:
+                raise RuntimeError(f"{service} ended:\n{self.tail(service)}")
+            if left_s <= 0:
+                raise RuntimeError(f"{service} is not ready:\n{self.tail(service)}")
+            # By looks, not by a clock: a machine that stood still has not had the time either.
+            await asyncio.sleep(_LOOK_S)
+            left_s -= _LOOK_S
 
     async def answers(self, service: str) -> bool:
         """Whether a service says that it is ready."""
         if service != "redis":
-            said = await asyncio.to_thread(probe, f"127.0.0.1:{self.ports[service]}")
+            said = await asyncio.to_thread(probe, f"{self.host(service)}:{self.ports[service]}")
             return said == "SERVING"
         try:
             async with redis.asyncio.Redis(
@@ -188,12 +201,11 @@ class World:
         """End everything, and look that nothing is left."""
         found = processes.marked(self.mark)
         processes.signal_all(found, signal.SIGCONT)
-        for service in reversed(OURS):
-            if service in self.running and self.running[service].poll() is None:
-                self.running[service].terminate()
-        for service in OURS:
-            if service in self.running:
-                await processes.gone(self.running[service], timeout_s=10)
+        ours = [one for one in self.running if one not in ("postgres", "redis")]
+        for service in ours:
+            self.running[service].terminate()
+        for service in ours:
+            await processes.gone(self.running[service], timeout_s=10)
         processes.signal_all(processes.marked(self.mark), signal.SIGKILL)
         for one in self.running.values():
             await processes.gone(one, timeout_s=10)
