@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 WEB := services/gateway/web_dist/index.html
 WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
 
-.PHONY: help setup web demo up test test-all browser lint format protos bench assets test-assets clean
+.PHONY: help setup web demo up test test-all faults browser lint format protos bench assets test-assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -74,6 +74,17 @@ test-all: lint web test-assets ## every test but the browser's, with coverage
 	$(BIN)/python scripts/web.py test
 	rm -f .coverage .coverage.*
 	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
+
+# The record lies in .deps/faults, so that an interrupted run goes on. Two gateways, a full disk, a clock
+# that jumps and a parted network come last; they need root, Debian's iproute2 and faketime, and say what is missing.
+SEED ?= 0
+COUNT ?= 200
+MINUTES ?= 90
+REPLAY ?=
+FAULTS_OUT ?= benchmarks/results/faults_$(shell nproc)-core_$(shell date +%F).json
+faults: $(VENV)/.dev test-assets ## inject faults into a suite at work (SEED, COUNT, MINUTES; REPLAY='...' for one round)
+	$(BIN)/python -m tests.faults.suite --seed $(SEED) --count $(COUNT) --minutes $(MINUTES) \
+	  $(if $(REPLAY),--replay '$(REPLAY)',--out $(FAULTS_OUT))
 
 # Takes /usr/bin/chromium (Debian: apt-get install chromium) or what BROWSER_EXECUTABLE names; without
 # either, npm's @sparticuz/chromium is unpacked into .deps. BROWSER_DATA_DIR reuses a demo's data.
