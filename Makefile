@@ -76,7 +76,7 @@ test-all: lint web test-assets ## every test but the browser's, with coverage
 	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
 
 # The record lies in .deps/faults, so that an interrupted run goes on. Two gateways, a full disk, a clock
-# that jumps and a parted network come last; they need root, Debian's iproute2 and faketime, and say what is missing.
+# that jumps and a parted network come last; they need root and Debian's iproute2, and say what is missing.
 SEED ?= 0
 COUNT ?= 200
 MINUTES ?= 90

@@ -235,6 +235,21 @@ async def test_a_job_in_flight_goes_on_under_another_version(
         await after.stop()
 
 
+async def test_a_survivor_queues_what_a_dead_gateway_only_wrote_down(
+    tools: Tools, tmp_path: Path
+) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/go").touch()
+    engine = Engine(tools, {"concept": story})
+    await engine.start()
+    try:
+        row = create(tools)  # as by a gateway that died before it queued the job
+        await engine.recover(["gateway-1"])
+        assert (await end(tools, row)).state == "SUCCEEDED"
+    finally:
+        await engine.stop()
+
+
 def test_an_old_run_of_a_story_is_refused(tools: Tools) -> None:
     row = create(tools)
     records.take(tools.store, row.pk, 1)

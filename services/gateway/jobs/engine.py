@@ -80,7 +80,7 @@ class Engine:
             polling_interval_sec=_POLL_S,
             on_conflict="always_update",
         )
-        await self._settle()
+        await self._settle([settings.executor_id])
 
     async def stop(self) -> None:
         """Interrupt the jobs that run here; they go on at the next start."""
@@ -109,13 +109,11 @@ class Engine:
     async def recover(self, executor_ids: list[str]) -> None:
         """Take over the workflows of gateways that are dead; asking twice does no harm."""
         await asyncio.to_thread(DBOS._recover_pending_workflows, executor_ids)
-        for row in await asyncio.to_thread(records.unfinished, self._tools.store):
-            workflow = await DBOS.get_workflow_status_async(workflow_id(row))
-            if workflow is not None and _is_of_another_version(workflow, executor_ids):
-                await self._begin_anew(row)
+        await self._settle(executor_ids)
 
-    async def _settle(self) -> None:
-        """Bring jobs to where they were going when a gateway was killed between two writes."""
+    async def _settle(self, executor_ids: Sequence[str]) -> None:
+        """Bring jobs to where they were going when one of these gateways, which run nothing now,
+        was killed between two writes."""
         for row in await asyncio.to_thread(records.unfinished, self._tools.store):
             workflow = await DBOS.get_workflow_status_async(workflow_id(row))
             if row.state == "CANCELLING":
@@ -125,7 +123,7 @@ class Engine:
             elif workflow.status in _BROKEN:
                 error = Internal("the job could not be taken up again; start it anew").to_status()
                 await self._append(row, f"failed: {error.message}", state="FAILED", error=error)
-            elif _is_of_another_version(workflow, [self._tools.settings.executor_id]):
+            elif _is_of_another_version(workflow, executor_ids):
                 await self._begin_anew(row)
 
     async def _begin_anew(self, row: JobRow) -> None:

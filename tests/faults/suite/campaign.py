@@ -45,7 +45,7 @@ class Plan:
     seed: int = 0
     count: int = 200
     minutes: float = 60
-    most: int = 10
+    most: int = 14
     """Faults a round."""
     only: str = ""
     """Job kind; all where it is empty."""

@@ -28,7 +28,7 @@ _ENDS_S = 900.0
 """A job that has not ended by then is lost."""
 _FROZEN_S = 15.0
 """A pause of this process that long means that the whole machine stood still: nothing follows."""
-_FAULT_S = 120.0
+_FAULT_S = 400.0
 """A fault that came late may take so long after the job's end."""
 _CLEAN = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION")
 """Codes of a failure that tells a person what to do; no fault should come to any other."""
@@ -61,6 +61,8 @@ class Told:
     wrong_digest: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     """Processes, files or locks that stayed, and services that did not come back."""
+    ended: list[str] = field(default_factory=list)
+    """Services that ended by themselves and were started again, as a supervisor does."""
     broken: bool = False
     """Whether a service did not come back: nothing more can be tried in that world."""
     void: str = ""
@@ -103,16 +105,25 @@ class Game:
         world, told = self.world, self.told
         began_s = time.monotonic()
         async with _standing_still() as pauses:
-            await jobs.prepare(world.address, told.project, self.it.job, world.blobs, _texts(world))
-            async with jobs.client(world.address, told.project) as one:
-                name = await self._run(one)
-                if name and await self._all_back():
-                    await self._judge(one, name)
+            try:
+                await self._whole()
+            except Exception as error:  # of this program, or of a service that nothing was done to
+                told.left.append(f"{type(error).__name__}: {error}"[:2000])
+                told.broken = True
             told.left += await checks.left_over(world, self.db, told.project, idle)
         if max(pauses, default=0.0) > _FROZEN_S:
             told.void = f"the machine stood still for {max(pauses):.0f} s"
+        told.ended, world.ended = world.ended, []
         told.seconds = round(time.monotonic() - began_s, 1)
         return told
+
+    async def _whole(self) -> None:
+        world, told = self.world, self.told
+        await jobs.prepare(world.address, told.project, self.it.job, world.blobs, _texts(world))
+        async with jobs.client(world.address, told.project) as one:
+            name = await self._run(one)
+            if name and await self._all_back():
+                await self._judge(one, name)
 
     async def _run(self, one: AsyncClient) -> str:
         """Create the job, disturb it to its end, and return its name; empty where it has none."""

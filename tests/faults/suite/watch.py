@@ -15,7 +15,9 @@ from stillhouse_client.client import AsyncClient
 from stillhouse_client.jobs import FINAL
 
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
-_LOOK_S = 0.004
+_LOOK_S, _SHORT_LOOK_S = 0.05, 0.008
+_SHORT = ("ingest", "check", "estimate", "publish")
+"""Stages of some milliseconds, which are looked for more often."""
 _AWAY_S = 0.1
 
 
@@ -89,7 +91,7 @@ class Database:
             seen = await self.job(name)
             if seen.ended or stage in seen.stages:
                 return seen
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_SHORT_LOOK_S if stage in _SHORT else _LOOK_S)
 
     async def until_ended(self, name: str, *, timeout_s: float) -> Seen:
         """Wait for a job's end; return where it is after that time."""

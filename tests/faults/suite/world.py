@@ -27,13 +27,14 @@ READY_S = 180.0
 """Longest time for a service to come back; a machine of two slow cores may be loaded."""
 _STOPPED_S = 30.0
 _LOOK_S = 0.1
+_ENDS = 20
 GIVE_UP_S = 240
 SETTINGS: dict[str, str] = {
     "PEER_TIMEOUT_S": "10",
     "SHARD_TIMEOUT_S": "60",
     "GIVE_UP_S": str(GIVE_UP_S),
     "HEARTBEAT_S": "1",
-    "CANARY_S": "2",
+    "CANARY_S": "4",
     "EXECUTOR_ID": "gateway-0",
     "HTTP_PORT": "-1",
 }
@@ -51,6 +52,8 @@ class World:
     ports: dict[str, int] = field(default_factory=lambda: {one: free_port() for one in SERVICES})
     proxies: dict[str, Proxy] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    """Services that have ended by themselves, and were started again."""
 
     def __post_init__(self) -> None:
         self.mark = str(self.folder)
@@ -143,15 +146,17 @@ class World:
         }
 
     async def ready(self, service: str) -> None:
-        """Wait until one answers, past its proxy. Raises RuntimeError where it has ended or does
-        not in time."""
+        """Wait until one answers, past its proxy; start it again where it has ended by itself, as
+        a gateway does that finds no database. Raises RuntimeError where it does not answer."""
         if service == "postgres":
             await self.postgres.ready()
             return
         left_s = READY_S
         while not await self.answers(service):
-            if self.running[service].poll() is not None:
-                raise RuntimeError(f"{service} ended:\n{self.tail(service)}")
+            code = self.running[service].poll()
+            if code is not None and len(self.ended) < _ENDS:
+                self.ended.append(f"{service} ended with {code}")
+                await self.start(service)
             if left_s <= 0:
                 raise RuntimeError(f"{service} is not ready:\n{self.tail(service)}")
             # By looks, not by a clock: a machine that stood still has not had the time either.
