@@ -91,7 +91,10 @@ def _method_of(request: Any) -> str:
 
 async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, what: str) -> R:
     """Run `attempt` again, with growing pauses, while a peer is away or overloaded, for
-    `give_up_s` at most. A peer that is overloaded says itself how long to pause."""
+    `give_up_s` at most. A peer that is overloaded says itself how long to pause.
+
+    Raises PeerUnavailable, which says for what and how long nobody was there, or Overloaded.
+    """
     until_s, pause_s = time.monotonic() + give_up_s, 0.1
     while True:
         try:
@@ -100,7 +103,10 @@ async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, wha
             if not isinstance(error, PeerUnavailable):
                 pause_s = min(max(pause_s, error.retry_after_s), _LONGEST_HINT_S)
             if time.monotonic() + pause_s > until_s:
-                raise
+                if type(error) is not PeerUnavailable:
+                    raise
+                said = f"{what}: no answer for {give_up_s:.0f} s, at last: {error.message}"
+                raise PeerUnavailable(said, retry_after_s=error.retry_after_s) from error
             _log.info(
                 "waiting for a peer",
                 what=what,

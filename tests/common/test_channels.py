@@ -69,3 +69,11 @@ async def test_what_does_not_fit_into_memory_is_not_tried_again() -> None:
 
     with pytest.raises(OutOfMemory):
         await retrying(attempt, give_up_s=1000, what="test")
+
+
+async def test_who_gives_up_says_on_what() -> None:
+    async def attempt() -> int:
+        raise PeerUnavailable("Deadline Exceeded")
+
+    with pytest.raises(PeerUnavailable, match="regions: no answer for 0 s, at last: Deadline"):
+        await retrying(attempt, give_up_s=0.2, what="regions")

@@ -28,7 +28,7 @@ READY_S = 180.0
 _STOPPED_S = 30.0
 _LOOK_S = 0.1
 _ENDS = 20
-GIVE_UP_S = 240
+GIVE_UP_S = 600
 SETTINGS: dict[str, str] = {
     "PEER_TIMEOUT_S": "10",
     "SHARD_TIMEOUT_S": "60",
