@@ -87,6 +87,17 @@ test-all: lint web test-assets ## every test but the browser's, with coverage
 	rm -f .coverage .coverage.*
 	$(PYTEST) -m "not browser" --cov --cov-report=term:skip-covered
 
+# The record lies in .deps/faults, so that an interrupted run goes on. Two gateways, a full disk, a clock
+# that jumps and a parted network come last; they need root and Debian's iproute2, and say what is missing.
+SEED ?= 0
+COUNT ?= 200
+MINUTES ?= 90
+REPLAY ?=
+FAULTS_OUT ?= benchmarks/results/faults_$(shell nproc)-core_$(shell date +%F).json
+faults: $(VENV)/.dev test-assets ## inject faults into a suite at work (SEED, COUNT, MINUTES; REPLAY='...' for one round)
+	$(BIN)/python -m tests.faults.suite --seed $(SEED) --count $(COUNT) --minutes $(MINUTES) \
+	  $(if $(REPLAY),--replay '$(REPLAY)',--out $(FAULTS_OUT))
+
 # Takes /usr/bin/chromium (Debian: apt-get install chromium) or what BROWSER_EXECUTABLE names; without
 # either, npm's @sparticuz/chromium is unpacked into .deps. BROWSER_DATA_DIR reuses a demo's data.
 browser: $(VENV)/.dev web test-assets ## drive the workbench in a headless Chromium; keeps screenshots

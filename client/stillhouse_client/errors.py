@@ -143,10 +143,12 @@ def from_status(status: status_pb2.Status) -> ClientError:
 
 
 def from_call(error: grpc.aio.AioRpcError) -> ClientError:
-    """Return the error of a failed call."""
+    """Return the error of a failed call. One that was cancelled, and not by us, met a server that
+    shuts down: it is away."""
     status = rpc_status.from_call(error)
     if status is None:
         code = int(error.code().value[0])  # type: ignore[index]
+        code = code_pb2.UNAVAILABLE if code == code_pb2.CANCELLED else code
         if code == code_pb2.UNAVAILABLE:
             return NobodyThere(error.details() or "connection failed")
         status = status_pb2.Status(code=code, message=error.details() or error.code().name.lower())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-from google.rpc import status_pb2
+from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.common import callers, logs, tracing
@@ -55,10 +55,14 @@ def open_channel(
 
 
 def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:
-    """Return the error that a failed call stands for."""
+    """Return the error that a failed call stands for.
+
+    A call that was cancelled, and not by us, met a server that shuts down: it is away.
+    """
     status = rpc_status.from_call(error)  # type: ignore[arg-type]
     if status is None:
         code = int(error.code().value[0])  # type: ignore[index]
+        code = code_pb2.UNAVAILABLE if code == code_pb2.CANCELLED else code
         status = status_pb2.Status(code=code, message=error.details() or error.code().name.lower())
     return from_status(status)
 
@@ -87,7 +91,10 @@ def _method_of(request: Any) -> str:
 
 async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, what: str) -> R:
     """Run `attempt` again, with growing pauses, while a peer is away or overloaded, for
-    `give_up_s` at most. A peer that is overloaded says itself how long to pause."""
+    `give_up_s` at most. A peer that is overloaded says itself how long to pause.
+
+    Raises PeerUnavailable, which says for what and how long nobody was there, or Overloaded.
+    """
     until_s, pause_s = time.monotonic() + give_up_s, 0.1
     while True:
         try:
@@ -96,7 +103,10 @@ async def retrying(attempt: Callable[[], Awaitable[R]], *, give_up_s: float, wha
             if not isinstance(error, PeerUnavailable):
                 pause_s = min(max(pause_s, error.retry_after_s), _LONGEST_HINT_S)
             if time.monotonic() + pause_s > until_s:
-                raise
+                if type(error) is not PeerUnavailable:
+                    raise
+                said = f"{what}: no answer for {give_up_s:.0f} s, at last: {error.message}"
+                raise PeerUnavailable(said, retry_after_s=error.retry_after_s) from error
             _log.info(
                 "waiting for a peer",
                 what=what,

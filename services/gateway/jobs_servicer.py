@@ -41,7 +41,8 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
         check_spec(request.project, request.job, sandbox=self._tools.sandbox)
         await self._check(request.job)
         row, is_new = await asyncio.to_thread(records.create, self._tools.store, request)
-        if is_new:
+        # Asked for again, it may have lost its gateway before it got into the queue.
+        if is_new or row.state == "QUEUED":
             await self._engine.enqueue(row)
         return pb.CreateDistillationJobResponse(job=await self._message(records.name_of(row)))
 

@@ -148,6 +148,8 @@ class JobRow(Base):
     ended: Mapped[float | None] = mapped_column(Double, default=None)
     error: Mapped[str] = mapped_column(Text, default="")
     result_json: Mapped[str] = mapped_column(Text, default="{}")
+    run: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Number of the run of the story that may write; older ones must not."""
 
 
 class JobEventRow(Base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from services.common.errors import InvalidInput, PeerUnavailable, Precondition
 from services.gateway.jobs import records
 from services.gateway.jobs.engine import Engine, system_database_url
+from services.gateway.jobs.fence import Superseded
 from services.gateway.jobs.heartbeat import Heartbeat
 from services.gateway.jobs.job import Job, Tools
 from tests.gateway.stories import (
@@ -179,6 +181,91 @@ async def test_a_survivor_takes_over_a_dead_gateways_job_on_postgresql(
             await engine.stop()
     finally:
         await close(tools)
+
+
+async def test_a_gateway_that_stood_still_writes_nothing_any_more(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    url = new_database(postgres_url, "stood_still")
+    tools = make_tools(tmp_path, url, "gateway-0")
+    process = await asyncio.to_thread(start_doomed, tmp_path, url, "gateway-1")
+    engine = Engine(tools, {"concept": story})
+    await engine.start()
+    heartbeat = Heartbeat(tools.store, "gateway-0", engine.recover, every_s=0.1)
+    try:
+        heartbeat.start()
+        process.send_signal(signal.SIGSTOP)
+        row = records.unfinished(tools.store)[0]
+        await reached(tmp_path, "fit", times=2)  # now both are in the same stage
+        process.send_signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)
+        (tmp_path / "blobs/go").touch()
+        assert (await end(tools, row)).state == "SUCCEEDED"
+        await asyncio.sleep(1)
+        told = [event.message for event in records.events(tools.store, row.pk, 0)]
+        assert told[-1] == "finished"
+        assert sum(message.startswith("fit: 1 images in") for message in told) == 1
+    finally:
+        process.kill()
+        process.wait()
+        await heartbeat.stop()
+        await engine.stop()
+        await close(tools)
+
+
+async def test_a_job_in_flight_goes_on_under_another_version(
+    tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Engine(tools, {"concept": story})
+    await before.start()
+    rows = [create(tools) for _ in range(3)]  # two run, one waits
+    for row in rows:
+        await before.enqueue(row)
+    await reached(tmp_path, "fit", times=2)
+    await before.stop()
+    monkeypatch.setattr("services.gateway.jobs.engine.VERSION", "another")
+    (tmp_path / "blobs/go").touch()
+    after = Engine(tools, {"concept": story})
+    await after.start()
+    try:
+        for row in rows:
+            assert (await end(tools, row)).state == "SUCCEEDED"
+        assert runs(tmp_path).count("ingest") == 2 + 3
+    finally:
+        await after.stop()
+
+
+async def test_a_survivor_queues_what_a_dead_gateway_only_wrote_down(
+    tools: Tools, tmp_path: Path
+) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/go").touch()
+    engine = Engine(tools, {"concept": story})
+    await engine.start()
+    try:
+        row = create(tools)  # as by a gateway that died before it queued the job
+        await engine.recover(["gateway-1"])
+        assert (await end(tools, row)).state == "SUCCEEDED"
+    finally:
+        await engine.stop()
+
+
+def test_an_old_run_of_a_story_is_refused(tools: Tools) -> None:
+    row = create(tools)
+    records.take(tools.store, row.pk, 1)
+    records.append(tools.store, row.pk, "by the first", run=1)
+    records.take(tools.store, row.pk, 3)
+    for attempt in (
+        lambda: records.append(tools.store, row.pk, "late", run=1),
+        lambda: records.note(tools.store, row.pk, run=1, run_id="late"),
+        lambda: records.take(tools.store, row.pk, 2),
+    ):
+        with pytest.raises(Superseded):
+            attempt()
+    records.append(tools.store, row.pk, "by the third", run=3)
+    records.append(tools.store, row.pk, "by a caller")
+    told = [event.message for event in records.events(tools.store, row.pk, 1)]
+    assert told == ["by the first", "by the third", "by a caller"]
 
 
 async def test_a_request_id_makes_one_job(tools: Tools) -> None:

@@ -2,20 +2,20 @@
 
 A job is a workflow whose id is the job's name. What is stored is JSON, never pickles. Killed at any
 moment, a gateway that starts again under its executor id goes on where the last recorded stage
-ended; `application_version` changes whenever the stages of a story change, and jobs in flight are
-drained before.
+ended. `application_version` changes whenever the stages of a story change; a job in flight then
+begins its story anew, and its stages find what they had made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID
+from dbos import DBOS, DBOSConfig, SetEnqueueOptions, SetWorkflowID, WorkflowStatus
+from dbos._error import DBOSWorkflowConflictIDError
 from dbos._serialization import DBOSPortableJSONSerializer, PortableWorkflowError
 from google.rpc import status_pb2
 from sqlalchemy import make_url
@@ -24,6 +24,7 @@ from stillhouse.student.v1 import student_pb2
 from services.common import logs
 from services.common.errors import Internal, StillhouseError, from_status
 from services.gateway.jobs import observing, records
+from services.gateway.jobs.fence import Superseded, claim
 from services.gateway.jobs.job import Job, Tools
 from services.gateway.outages import outlast
 from services.gateway.store import JobRow
@@ -51,7 +52,11 @@ class Engine:
         self._running: dict[str, asyncio.Task[None]] = {}
 
         async def workflow(project: str, job_id: str) -> None:
-            await self._run(project, job_id)
+            try:
+                await self._run(project, job_id)
+            except Superseded as error:
+                _log.warning("another gateway has taken the job over", job=job_id)
+                raise DBOSWorkflowConflictIDError(f"{project}.{job_id}") from error
 
         self._workflow = DBOS.workflow(name="job", max_recovery_attempts=_RECOVERIES)(workflow)
 
@@ -75,7 +80,7 @@ class Engine:
             polling_interval_sec=_POLL_S,
             on_conflict="always_update",
         )
-        await self._settle()
+        await self._settle([settings.executor_id])
 
     async def stop(self) -> None:
         """Interrupt the jobs that run here; they go on at the next start."""
@@ -104,9 +109,11 @@ class Engine:
     async def recover(self, executor_ids: list[str]) -> None:
         """Take over the workflows of gateways that are dead; asking twice does no harm."""
         await asyncio.to_thread(DBOS._recover_pending_workflows, executor_ids)
+        await self._settle(executor_ids)
 
-    async def _settle(self) -> None:
-        """Bring jobs to where they were going when a gateway was killed between two writes."""
+    async def _settle(self, executor_ids: Sequence[str]) -> None:
+        """Bring jobs to where they were going when one of these gateways, which run nothing now,
+        was killed between two writes."""
         for row in await asyncio.to_thread(records.unfinished, self._tools.store):
             workflow = await DBOS.get_workflow_status_async(workflow_id(row))
             if row.state == "CANCELLING":
@@ -116,6 +123,16 @@ class Engine:
             elif workflow.status in _BROKEN:
                 error = Internal("the job could not be taken up again; start it anew").to_status()
                 await self._append(row, f"failed: {error.message}", state="FAILED", error=error)
+            elif _is_of_another_version(workflow, executor_ids):
+                await self._begin_anew(row)
+
+    async def _begin_anew(self, row: JobRow) -> None:
+        """Run a job's story from its beginning: what another version has recorded of it does not
+        fit this one's stages. What they have stored does, and is found."""
+        _log.info("a job of another version begins anew", job=row.job_id)
+        await DBOS.delete_workflow_async(workflow_id(row))
+        await asyncio.to_thread(records.release, self._tools.store, row.pk)
+        await self.enqueue(row)
 
     async def _stop_training(self, row: JobRow) -> None:
         fresh = await asyncio.to_thread(records.get, self._tools.store, row.project, row.job_id)
@@ -140,7 +157,8 @@ class Engine:
         row, job = await self._open(project, job_id)
         task = asyncio.current_task()
         assert task is not None
-        self._running[workflow_id(row)] = task
+        name = workflow_id(row)
+        self._running[name] = task
         span = observing.begin(job)
         try:
             started = "started" if row.state == "QUEUED" else "taken up again after a restart"
@@ -156,13 +174,15 @@ class Engine:
             await self._say(job, "finished", state="SUCCEEDED", result=made)
         finally:
             span.end()
-            with contextlib.suppress(KeyError):
-                del self._running[workflow_id(row)]
+            if self._running.get(name) is task:  # else a later run of the job is here too
+                del self._running[name]
 
     async def _open(self, project: str, job_id: str) -> tuple[JobRow, Job]:
         def read() -> tuple[JobRow, Job]:
             row = records.get(self._tools.store, project, job_id)
-            return row, Job(self._tools, row, records.spec_of(row))
+            run = claim(workflow_id(row))
+            records.take(self._tools.store, row.pk, run)
+            return row, Job(self._tools, row, records.spec_of(row), run=run)
 
         return await outlast(
             lambda: asyncio.to_thread(read), give_up_s=self._tools.settings.give_up_s, what=job_id
@@ -171,6 +191,15 @@ class Engine:
     async def _say(self, job: Job, message: str, **more: Any) -> None:
         """Add an event that must not be lost, whether or not the database is there just now."""
         await job.outlast(lambda: job.progress.say(message, **more), what=job.job_id)
+
+
+def _is_of_another_version(workflow: WorkflowStatus, executor_ids: Sequence[str]) -> bool:
+    """Whether a workflow waits for a version that none of us runs: nobody has begun it, or one of
+    these gateways, which run nothing now, has."""
+    if workflow.app_version in (None, VERSION):
+        return False
+    waits = workflow.status == "ENQUEUED"
+    return waits or (workflow.status == "PENDING" and workflow.executor_id in executor_ids)
 
 
 def workflow_id(row: JobRow) -> str:

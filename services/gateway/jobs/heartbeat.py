@@ -1,6 +1,7 @@
 """Signs of life of the gateways that share a database: a survivor takes over a dead one's jobs.
 
-Every gateway writes the time into its row. One that has been silent for long is dead; whoever gets
+Every gateway writes the time into its row, by the database's clock where it has one: theirs may
+jump. One that has been silent for long is dead; whoever gets
 the database's lock first recovers its workflows and forgets it. Recovering twice, or recovering a
 gateway that was only slow, does no harm: stages find what exists.
 """
@@ -13,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import Double, String, select, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from services.common import logs
 from services.gateway.store import Base, Store
@@ -72,8 +73,8 @@ class Heartbeat:
 
     def _look(self) -> list[str]:
         """Beat, and return the gateways that have been silent, if this one may recover them."""
-        now = time.time()
         with self._store.write() as session:
+            now = _now(session)
             session.merge(GatewayRow(executor_id=self._executor_id, beat=now))
             if session.get_bind().dialect.name == "postgresql":
                 locked = session.scalar(text(f"SELECT pg_try_advisory_xact_lock({_LOCK})"))
@@ -84,9 +85,16 @@ class Heartbeat:
             return list(session.scalars(query))
 
     def _forget(self, dead: list[str]) -> None:
-        silent = time.time() - _SILENT_BEATS * self._every_s
         with self._store.write() as session:
+            silent = _now(session) - _SILENT_BEATS * self._every_s
             for executor_id in dead:
                 row = session.get(GatewayRow, executor_id)
                 if row is not None and row.beat < silent:
                     session.delete(row)
+
+
+def _now(session: Session) -> float:
+    """Return the seconds since 1970 that all who share the database agree on."""
+    if session.get_bind().dialect.name != "postgresql":
+        return time.time()
+    return float(session.scalars(text("SELECT extract(epoch FROM clock_timestamp())")).one())

@@ -50,15 +50,17 @@ class Tools:
 class Job:
     """One job: its specification, and stages that are recorded so that none runs twice."""
 
-    def __init__(self, tools: Tools, row: JobRow, spec: pb.DistillationJob) -> None:
-        self.tools = tools
+    def __init__(
+        self, tools: Tools, row: JobRow, spec: pb.DistillationJob, *, run: int = 0
+    ) -> None:
+        self.tools, self.run = tools, run
         self.project, self.job_id, self.pk = row.project, row.job_id, row.pk
         self.name = records.name_of(row)
         self.spec = spec
         self.kind = str(spec.WhichOneof("spec"))
         last = records.last_event(tools.store, row.pk)
         self.progress = Progress(
-            tools.store, tools.feed, row.pk, [] if last is None else last.stages
+            tools.store, tools.feed, row.pk, [] if last is None else last.stages, run=run
         )
 
     async def stage(
@@ -98,7 +100,7 @@ class Job:
     async def note(self, **values: str) -> None:
         """Keep values beside the job, for whoever has to end it."""
         await asyncio.to_thread(
-            functools.partial(records.note, self.tools.store, self.pk, **values)
+            functools.partial(records.note, self.tools.store, self.pk, run=self.run, **values)
         )
 
 

@@ -68,8 +68,10 @@ class _Clock:
 class Progress:
     """The stages of one running job. Use from one event loop; events keep their order."""
 
-    def __init__(self, store: Store, feed: Feed, pk: int, stages: list[dict[str, Any]]) -> None:
-        self._store, self._feed, self._pk = store, feed, pk
+    def __init__(
+        self, store: Store, feed: Feed, pk: int, stages: list[dict[str, Any]], *, run: int = 0
+    ) -> None:
+        self._store, self._feed, self._pk, self._run = store, feed, pk, run
         self._stages = {one["stage"]: Stage(**one) for one in stages}
         self._clocks: dict[str, _Clock] = {}
         self._expected_s: dict[str, float] = {}
@@ -180,6 +182,7 @@ class Progress:
                 message(),
                 stages=stages,
                 eta_s=0.0 if "state" in ending and ending["state"] != "RUNNING" else self.left_s(),
+                run=self._run,
                 **ending,
             )
             if event is not None:

@@ -23,6 +23,7 @@ from stillhouse.gateway.v1 import jobs_pb2 as pb
 from services.common import metrics, names
 from services.common.errors import InvalidInput, NotFound
 from services.gateway.datasets.records import to_timestamp
+from services.gateway.jobs.fence import Superseded
 from services.gateway.paging import Page
 from services.gateway.store import JobEventRow, JobRow, Store, answered, by_name, record
 
@@ -149,10 +150,27 @@ def count_unfinished(store: Store) -> dict[str, int]:
     return {state: found.get(state, 0) for state in ("QUEUED", "RUNNING", "CANCELLING")}
 
 
-def note(store: Store, pk: int, **values: str) -> None:
-    """Add values to what a job has made, such as the training run it waits for."""
+def take(store: Store, pk: int, run: int) -> None:
+    """Let a run of the job's story write, and none before it. Raises Superseded where a later one
+    may already."""
     with store.write() as session:
         row = session.get_one(JobRow, pk, with_for_update=True)
+        if run < row.run:
+            raise Superseded(row.job_id)
+        row.run = run
+
+
+def release(store: Store, pk: int) -> None:
+    """Let nobody write until the next run takes the job, whose workflow counts its runs anew."""
+    with store.write() as session:
+        session.get_one(JobRow, pk, with_for_update=True).run = 0
+
+
+def note(store: Store, pk: int, *, run: int = 0, **values: str) -> None:
+    """Add values to what a job has made, such as the training run it waits for. `run` as in
+    `append`."""
+    with store.write() as session:
+        row = _writable(session, pk, run)
         row.result_json = json.dumps(json.loads(row.result_json) | values)
 
 
@@ -167,14 +185,16 @@ def append(
     error: status_pb2.Status | None = None,
     result: dict[str, str] | None = None,
     curve: Curve | None = None,
+    run: int = 0,
 ) -> Event | None:
     """Add an event, and move the job to `state` where one is given; stages default to the last.
 
     Returns the event. Returns None, and does nothing, where the job has ended, or is being
-    cancelled and `state` is not the end of that.
+    cancelled and `state` is not the end of that. `run` is the run of the story that writes, 0 for
+    others. Raises Superseded where that run is an old one.
     """
     with store.write() as session:
-        row = session.get_one(JobRow, pk, with_for_update=True)
+        row = _writable(session, pk, run)
         if row.state in FINAL or (row.state == "CANCELLING" and state != "CANCELLED"):
             return None
         if error is not None:
@@ -279,6 +299,14 @@ def _add_outcome(job: pb.DistillationJob, row: JobRow) -> None:
     job.model = result.get("model", "")
     if result.get("report"):
         job.report.CopyFrom(items_pb2.BlobRef(digest=result["report"]))
+
+
+def _writable(session: Session, pk: int, run: int) -> JobRow:
+    """Return a job's row, locked, where this run of its story may write. Raises Superseded."""
+    row = session.get_one(JobRow, pk, with_for_update=True)
+    if run and run != row.run:
+        raise Superseded(row.job_id)
+    return row
 
 
 def _append(
