@@ -7,6 +7,7 @@ from types import TracebackType
 from stillhouse.common.v1 import info_pb2
 
 from stillhouse_client.blobs import AsyncBlobs
+from stillhouse_client.certificates import Certificates
 from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
 from stillhouse_client.models import AsyncModels
@@ -29,9 +30,13 @@ class AsyncClient:
         project: str = DEFAULT_PROJECT,
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
+        certificates: Certificates | None = None,
     ) -> None:
-        """Connect lazily to a gateway at `host:port` or `dns:///name:port`."""
-        self._transport = Transport(address, timeout_s=timeout_s, retry_s=retry_s)
+        """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
+        plain text."""
+        self._transport = Transport(
+            address, timeout_s=timeout_s, retry_s=retry_s, certificates=certificates
+        )
         self.address = address
         self.project = project
         self.datasets = AsyncDatasets(self._transport, project)

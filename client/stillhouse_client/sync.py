@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from stillhouse.common.v1 import info_pb2
 
 from stillhouse_client.blobs import AsyncBlobs
+from stillhouse_client.certificates import Certificates
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
@@ -168,12 +169,20 @@ class Client:
         project: str = DEFAULT_PROJECT,
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
+        certificates: Certificates | None = None,
     ) -> None:
-        """Connect lazily to a gateway at `host:port` or `dns:///name:port`."""
+        """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
+        plain text."""
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, project=project, timeout_s=timeout_s, retry_s=retry_s)
+            return AsyncClient(
+                address,
+                project=project,
+                timeout_s=timeout_s,
+                retry_s=retry_s,
+                certificates=certificates,
+            )
 
         self._client = self._loop.run(connect())
         self.datasets = Datasets(self._client.datasets, self._loop)

@@ -18,6 +18,7 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
 from services.common.inference.images import image_limits
 from services.common.inference.servicer import SERVICE as INFERENCE
+from services.common.outbound import Addresses
 from services.common.sandbox import sandbox_or_reason
 from services.gateway.blob_servicer import BlobServicer
 from services.gateway.cache import EmbeddingCache
@@ -86,7 +87,12 @@ class Gateway:
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
         reading = Reading(
-            policy=UriPolicy.for_host(settings.host, settings.file_roots),
+            policy=UriPolicy.for_host(
+                settings.host,
+                settings.file_roots,
+                addresses=Addresses(settings.allowed_addresses),
+                hidden=[settings.blob_url],
+            ),
             blobs=self.blobs,
             catalogue=self.catalogue,
             cache_dir=settings.cache_dir,

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.common.addresses import Address
 from services.common.settings import PORTS, ServiceSettings
+from services.common.tls import TlsFiles
 
 
 class GatewaySettings(ServiceSettings):
@@ -58,6 +59,10 @@ class GatewaySettings(ServiceSettings):
     """TOML file with model and data entries of your own, beside the built-in ones."""
     file_roots: tuple[Path, ...] = ()
     """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""
+    allowed_addresses: tuple[str, ...] = ()
+    """Where requests may make the gateway connect (datasets by http(s), webhooks) beside public
+    addresses, as a JSON list of host names (`*.example.org` for all below it), addresses and
+    networks (`10.1.0.0/16`)."""
     run_python_tests: bool = False
     """Let verifiers run Python unit tests on answers, in a sandbox that is attacked at start; where
     it does not hold, such jobs are refused."""
@@ -66,6 +71,27 @@ class GatewaySettings(ServiceSettings):
     -1 turns HTTP off."""
     http_host: str = ""
     """Address of the HTTP port; empty means `host`."""
+    http_tls_cert: Path | None = None
+    """PEM file of the certificate that browsers are shown (HTTPS); without it that of `tls_cert`,
+    and plain HTTP where there is none."""
+    http_tls_key: Path | None = None
+    """PEM file of its private key."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, without port, that browsers may call this gateway by, as a JSON list. On loopback
     they come on top of loopback's own names; elsewhere an empty list allows every name."""
+
+    @property
+    def http_tls(self) -> TlsFiles | None:
+        """The certificate files of the HTTP port; None where it speaks plain HTTP."""
+        if self.http_tls_cert is None or self.http_tls_key is None:
+            return self.tls
+        return TlsFiles(self.http_tls_cert, self.http_tls_key)
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where the three services are."""
+        return {
+            "teacher": self.teacher_address,
+            "concepts": self.concepts_address,
+            "student": self.student_address,
+        }

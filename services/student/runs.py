@@ -185,6 +185,7 @@ class RunManager:
                 cache_dir=settings.cache_dir.absolute(),
                 catalogue=settings.catalogue.absolute() if settings.catalogue else None,
                 teacher_address=settings.teacher_address,
+                tls=settings.peer_tls,
                 device=settings.device,
                 precision=settings.precision,
                 python_tests=settings.run_python_tests,
