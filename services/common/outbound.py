@@ -7,11 +7,13 @@ their own and checked like the first. Blocking.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +103,9 @@ class Addresses:
         make = _HTTPSConnection if parts.scheme == "https" else _HTTPConnection
         connection = make(parts.hostname or "", parts.port or _PORTS[parts.scheme], timeout_s, self)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        # A time-out is for each piece; who sends a byte at a time would be waited for much longer.
+        deadline = threading.Timer(timeout_s, _cut, [connection])
+        deadline.start()
         try:
             connection.request("POST", path, body, dict(headers))
             answer = connection.getresponse()
@@ -108,6 +113,7 @@ class Addresses:
         except (OSError, http.client.HTTPException) as error:
             raise PeerUnavailable(f"{parts.hostname} does not answer: {error!r}"[:300]) from None
         finally:
+            deadline.cancel()
             connection.close()
 
     def get(self, url: str, out: BinaryIO, *, timeout_s: float, most: int) -> None:
@@ -161,6 +167,11 @@ def _is_public(ip: IP) -> bool:
         if any(one is not None and not _is_public(one) for one in inner):
             return False
     return ip.is_global and not ip.is_multicast
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # it ends just now
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 class _HTTPConnection(http.client.HTTPConnection):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
+from stillhouse.teacher.v1 import teacher_pb2_grpc
 
 from services.common.channels import call, open_channel
 from services.common.errors import PeerUnavailable, StillhouseError
@@ -33,6 +34,12 @@ class Instances:
         found = await asyncio.gather(*(self._service(*one) for one in self._targets.items()))
         return [one for some in found for one in some]
 
+    async def teachers(self) -> list[teacher_pb2_grpc.TeacherServiceStub]:
+        """Return a stub of every teacher process. Raises PeerUnavailable for an unknown name."""
+        addresses = await resolve(self._targets["teacher"])
+        channels = [self._channel("teacher", address) for address in addresses]
+        return [teacher_pb2_grpc.TeacherServiceStub(channel) for channel in channels]
+
     async def close(self) -> None:
         """Close the channels."""
         await asyncio.gather(*(one.close(grace=None) for one in self._channels.values()))
@@ -46,14 +53,7 @@ class Instances:
         return _distinct(found)
 
     async def _ask(self, service: str, address: str) -> info_pb2.InstanceStats:
-        if address not in self._channels:
-            self._channels[address] = open_channel(
-                address,
-                max_message_bytes=self._max_message_bytes,
-                tls=self._tls_of(service),
-                service=service,
-            )
-        stub = info_pb2_grpc.InfoServiceStub(self._channels[address])
+        stub = info_pb2_grpc.InfoServiceStub(self._channel(service, address))
         try:
             reply = await call(stub.GetStats, info_pb2.GetStatsRequest(), timeout_s=_ASK_S)
         except StillhouseError as error:
@@ -62,6 +62,16 @@ class Instances:
         found.CopyFrom(reply.instances[0])
         found.address = address
         return found
+
+    def _channel(self, service: str, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            self._channels[address] = open_channel(
+                address,
+                max_message_bytes=self._max_message_bytes,
+                tls=self._tls_of(service),
+                service=service,
+            )
+        return self._channels[address]
 
     def _tls_of(self, service: str) -> TlsFiles | None:
         """A certificate holds the name of the target, not the addresses that the name leads to."""

@@ -59,6 +59,8 @@ class GatewaySettings(ServiceSettings):
     """TOML file with model and data entries of your own, beside the built-in ones."""
     file_roots: tuple[Path, ...] = ()
     """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""
+    retention_s: float = Field(3600.0, gt=0)
+    """Seconds between two looks for what projects' retention rules say is to be removed."""
     allowed_addresses: tuple[str, ...] = ()
     """Where requests may make the gateway connect (datasets by http(s), webhooks) beside public
     addresses, as a JSON list of host names (`*.example.org` for all below it), addresses and

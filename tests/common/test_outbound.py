@@ -19,7 +19,9 @@ LOCAL = Addresses(("127.0.0.0/8",))
 
 
 @contextmanager
-def web(answers: dict[str, tuple[int, dict[str, str], bytes]]) -> Iterator[tuple[str, list[str]]]:
+def web(
+    answers: dict[str, tuple[int, dict[str, str], bytes]], *, port: int = 0
+) -> Iterator[tuple[str, list[str]]]:
     """Serve these paths on loopback; yield the server's URL and the requests it has seen."""
     seen: list[str] = []
 
@@ -41,7 +43,7 @@ def web(answers: dict[str, tuple[int, dict[str, str], bytes]]) -> Iterator[tuple
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", seen
@@ -198,3 +200,25 @@ def test_a_name_that_is_allowed_is_not_allowed_to_be_a_metadata_server(
     name_is(monkeypatch, "169.254.169.254")
     with pytest.raises(Precondition):
         Addresses(("rebinding.example",)).resolve("rebinding.example", 80)
+
+
+def test_who_answers_a_byte_at_a_time_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = threading.Event()
+
+        def drip() -> None:
+            peer, _ = server.accept()
+            with peer:
+                while not done.wait(0.1):
+                    try:
+                        peer.sendall(b"H")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        with pytest.raises(PeerUnavailable):
+            LOCAL.post(url, b"x", {}, timeout_s=1, most=10)
+        done.set()
+        thread.join()
