@@ -14,6 +14,7 @@ from stillhouse_client.commands import (
     jobs,
     models,
     output,
+    projects,
     students,
     suite,
     top,
@@ -33,6 +34,7 @@ suite.register(app)
 top.register(app)
 certs.register(app)
 app.add_typer(demo_command.app, name="demo")
+app.add_typer(projects.app, name="projects")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(distill.app, name="distill")

@@ -1,4 +1,4 @@
-"""The async client: one channel, one project, five groups of calls."""
+"""The async client: one channel, one project, six groups of calls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
 from stillhouse_client.models import AsyncModels
 from stillhouse_client.names import DEFAULT_PROJECT
+from stillhouse_client.projects import AsyncProjects
 from stillhouse_client.students import AsyncStudents
 from stillhouse_client.transport import DEFAULT_ADDRESS, Transport
 
@@ -39,6 +40,7 @@ class AsyncClient:
         )
         self.address = address
         self.project = project
+        self.projects = AsyncProjects(self._transport)
         self.datasets = AsyncDatasets(self._transport, project)
         self.jobs = AsyncJobs(self._transport, project)
         self.students = AsyncStudents(self._transport, project)

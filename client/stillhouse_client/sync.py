@@ -18,6 +18,7 @@ from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
 from stillhouse_client.models import AsyncModels
 from stillhouse_client.names import DEFAULT_PROJECT
+from stillhouse_client.projects import AsyncProjects
 from stillhouse_client.students import AsyncStudents
 from stillhouse_client.transport import DEFAULT_ADDRESS
 
@@ -87,6 +88,17 @@ async def _one(items: AsyncIterator[R]) -> AsyncIterator[R]:
         yield await anext(items)
     except StopAsyncIteration:
         return
+
+
+class Projects(_Group[AsyncProjects]):
+    """What a client can do with projects."""
+
+    create = _blocking(AsyncProjects.create)
+    get = _blocking(AsyncProjects.get)
+    list = _blocking(AsyncProjects.list)
+    update = _blocking(AsyncProjects.update)
+    delete = _blocking(AsyncProjects.delete)
+    deletion = _blocking(AsyncProjects.deletion)
 
 
 class Datasets(_Group[AsyncDatasets]):
@@ -185,6 +197,7 @@ class Client:
             )
 
         self._client = self._loop.run(connect())
+        self.projects = Projects(self._client.projects, self._loop)
         self.datasets = Datasets(self._client.datasets, self._loop)
         self.jobs = Jobs(self._client.jobs, self._loop)
         self.students = Students(self._client.students, self._loop)

@@ -49,6 +49,21 @@ def up(data_dir: Path, certs: Path) -> Iterator[dict[str, Any]]:
         process.communicate(timeout=90)
 
 
+def check_deletion(folder: str) -> None:
+    """A project with data is deleted, and the command shows that nothing is left of it."""
+    hook = ("--webhook", "https://example.org/hook", "--failed-job-days", "3")
+    made = stillhouse("projects", "create", "short", *hook, "--json")
+    assert json.loads(made.stdout)["webhooks"][0]["secret"].startswith("whsec_"), made.stderr
+    added = stillhouse("models", "list", "--project", "short")
+    assert added.returncode == 0
+    assert stillhouse("projects", "delete", "short").returncode == 2
+    gone = stillhouse("projects", "delete", "short", "--yes", "--json")
+    counts = {one["kind"]: one for one in json.loads(gone.stdout)["data"]}
+    assert int(counts["settings"]["before"]) == 1, folder
+    assert {int(one["after"]) for one in counts.values()} == {0}
+    assert stillhouse("projects", "show", "short").returncode == 3
+
+
 def test_a_suite_with_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certs = tmp_path / "certs"
     assert stillhouse("certs", str(certs)).returncode == 0
@@ -77,5 +92,6 @@ def test_a_suite_with_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 with pytest.raises(grpc.RpcError) as refused:
                     stub.GetInfo(info_pb2.GetInfoRequest(), timeout=10)
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        check_deletion(str(certs))
         away = stillhouse("models", "list", "--address", addresses["gateway"])  # plain text
         assert away.returncode == 4
