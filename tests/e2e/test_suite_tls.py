@@ -18,7 +18,7 @@ from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
 from tests.common import certificates
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def stillhouse(*arguments: str) -> subprocess.CompletedProcess[str]:
