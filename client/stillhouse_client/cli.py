@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import typer
 
 from stillhouse_client.commands import (
+    certs,
     datasets,
     distill,
     jobs,
     keeping,
     models,
     output,
+    projects,
     students,
     suite,
     top,
@@ -32,7 +34,9 @@ app = typer.Typer(
 suite.register(app)
 top.register(app)
 keeping.register(app)
+certs.register(app)
 app.add_typer(demo_command.app, name="demo")
+app.add_typer(projects.app, name="projects")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")
 app.add_typer(distill.app, name="distill")

@@ -1,4 +1,4 @@
-"""The async client: one channel, one project, five groups of calls."""
+"""The async client: one channel, one project, six groups of calls."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from types import TracebackType
 from stillhouse.common.v1 import info_pb2
 
 from stillhouse_client.blobs import AsyncBlobs
+from stillhouse_client.certificates import Certificates
 from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
 from stillhouse_client.models import AsyncModels
 from stillhouse_client.names import DEFAULT_PROJECT
+from stillhouse_client.projects import AsyncProjects
 from stillhouse_client.students import AsyncStudents
 from stillhouse_client.transport import DEFAULT_ADDRESS, Transport
 
@@ -29,11 +31,16 @@ class AsyncClient:
         project: str = DEFAULT_PROJECT,
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
+        certificates: Certificates | None = None,
     ) -> None:
-        """Connect lazily to a gateway at `host:port` or `dns:///name:port`."""
-        self._transport = Transport(address, timeout_s=timeout_s, retry_s=retry_s)
+        """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
+        plain text."""
+        self._transport = Transport(
+            address, timeout_s=timeout_s, retry_s=retry_s, certificates=certificates
+        )
         self.address = address
         self.project = project
+        self.projects = AsyncProjects(self._transport)
         self.datasets = AsyncDatasets(self._transport, project)
         self.jobs = AsyncJobs(self._transport, project)
         self.students = AsyncStudents(self._transport, project)

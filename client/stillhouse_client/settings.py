@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from stillhouse_client.certificates import Certificates
+
 ADDRESS = "STILLHOUSE_ADDRESS"
 PROJECT = "STILLHOUSE_PROJECT"
 DATA_DIR = "STILLHOUSE_DATA_DIR"
 REDIS_URL = "GATEWAY_REDIS_URL"
 DATABASE_URL = "GATEWAY_DATABASE_URL"
 BLOB_URL = "GATEWAY_BLOB_URL"
+TLS = "STILLHOUSE_TLS"
 _REPLICATED = ("teacher", "concepts")
 
 
 def default_data_dir() -> Path:
     """Return the data folder of a suite on this machine."""
     return Path(os.environ.get(DATA_DIR, ".stillhouse"))
+
+
+def certificates() -> Certificates | None:
+    """Return what the environment says is shown to a gateway (`STILLHOUSE_TLS_CERT`, `..._KEY`,
+    `..._CA`, `..._NAME`); None where it says nothing."""
+    cert, key, ca, name = (
+        os.environ.get(f"{TLS}_{one}", "") for one in ("CERT", "KEY", "CA", "NAME")
+    )
+    if not (cert or ca):
+        return None
+    paths = (Path(one) if one else None for one in (cert, key, ca))
+    return Certificates(*paths, name=name)
 
 
 def redis_url() -> str:

@@ -12,11 +12,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from stillhouse.common.v1 import info_pb2
 
 from stillhouse_client.blobs import AsyncBlobs
+from stillhouse_client.certificates import Certificates
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
 from stillhouse_client.models import AsyncModels
 from stillhouse_client.names import DEFAULT_PROJECT
+from stillhouse_client.projects import AsyncProjects
 from stillhouse_client.students import AsyncStudents
 from stillhouse_client.transport import DEFAULT_ADDRESS
 
@@ -86,6 +88,17 @@ async def _one(items: AsyncIterator[R]) -> AsyncIterator[R]:
         yield await anext(items)
     except StopAsyncIteration:
         return
+
+
+class Projects(_Group[AsyncProjects]):
+    """What a client can do with projects."""
+
+    create = _blocking(AsyncProjects.create)
+    get = _blocking(AsyncProjects.get)
+    list = _blocking(AsyncProjects.list)
+    update = _blocking(AsyncProjects.update)
+    delete = _blocking(AsyncProjects.delete)
+    deletion = _blocking(AsyncProjects.deletion)
 
 
 class Datasets(_Group[AsyncDatasets]):
@@ -168,14 +181,23 @@ class Client:
         project: str = DEFAULT_PROJECT,
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
+        certificates: Certificates | None = None,
     ) -> None:
-        """Connect lazily to a gateway at `host:port` or `dns:///name:port`."""
+        """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
+        plain text."""
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, project=project, timeout_s=timeout_s, retry_s=retry_s)
+            return AsyncClient(
+                address,
+                project=project,
+                timeout_s=timeout_s,
+                retry_s=retry_s,
+                certificates=certificates,
+            )
 
         self._client = self._loop.run(connect())
+        self.projects = Projects(self._client.projects, self._loop)
         self.datasets = Datasets(self._client.datasets, self._loop)
         self.jobs = Jobs(self._client.jobs, self._loop)
         self.students = Students(self._client.students, self._loop)

@@ -15,6 +15,7 @@ import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
 from stillhouse_client import tracing
+from stillhouse_client.certificates import Certificates, open_channel
 from stillhouse_client.errors import ClientError, NobodyThere, Overloaded, ServerAway, from_call
 
 R = TypeVar("R")
@@ -26,14 +27,19 @@ class Transport:
     """A channel with the rules of calling; the groups of the client share one."""
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = 30.0, retry_s: float = 10.0
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = 30.0,
+        retry_s: float = 10.0,
+        certificates: Certificates | None = None,
     ) -> None:
         """Connect lazily to `address`; a call may last `timeout_s` and, while the server is away,
-        is repeated for `retry_s`."""
+        is repeated for `retry_s`. Without certificates it speaks plain text."""
         self.address = address
         self.timeout_s = timeout_s
         self.retry_s = retry_s
-        self.channel = grpc.aio.insecure_channel(address, options=_options())
+        self.channel = open_channel(address, certificates, _options())
         self._info: info_pb2.GetInfoResponse | None = None
 
     async def __aenter__(self) -> Transport:

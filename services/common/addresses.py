@@ -41,6 +41,11 @@ def is_several(address: str) -> bool:
     return "," in address or address.startswith("dns:")
 
 
+def names_a_host(address: str) -> bool:
+    """Return whether an address is one host, by name or by number, which its certificate holds."""
+    return "," not in address and not address.startswith(("ipv4:", "ipv6:", "unix:"))
+
+
 def target(address: str) -> str:
     """Return the target that gRPC understands."""
     parts = _parts(address)

@@ -50,6 +50,13 @@ def check_digest(digest: str, *, field: str = "digest") -> str:
     return digest
 
 
+def _written_s(about: dict[str, Any]) -> float:
+    """Return when a file was written, as local files and buckets say it; the far future where
+    neither does."""
+    found = about.get("mtime", about.get("LastModified"))
+    return float(found.timestamp() if hasattr(found, "timestamp") else found or "inf")
+
+
 class BlobStore:
     """Blobs and refs of all projects under one root URL. Thread-safe; blocking, so call it off the
     loop."""
@@ -177,6 +184,49 @@ class BlobStore:
             return False
         except PermissionError:  # another user's, who owns the store
             return bool(self._fs.exists(path))
+
+    def projects(self) -> list[str]:
+        """Return the projects that hold anything."""
+        base = f"{self._root}/projects"
+        self._fs.invalidate_cache()
+        if not self._fs.exists(base):
+            return []
+        return sorted(
+            str(one).rstrip("/").rsplit("/", 1)[1] for one in self._fs.ls(base, detail=False)
+        )
+
+    def count(self, project: str) -> dict[str, int]:
+        """Return how many files of a project there are: `blobs`, `refs`, `other files`."""
+        base = self._base(project)
+        self._fs.invalidate_cache()
+        found = {"blobs": 0, "refs": 0, "other files": 0}
+        for path in self._fs.find(base) if self._fs.exists(base) else ():
+            kind = str(path).partition(f"/projects/{project}/")[2].partition("/")[0]
+            found[kind if kind in found else "other files"] += 1
+        return found
+
+    def remove_project(self, project: str) -> None:
+        """Remove all that a project holds. Safe to repeat."""
+        base = self._base(project)
+        self._fs.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError):
+            if self._fs.exists(base):
+                self._fs.rm(base, recursive=True)
+
+    def old_refs(self, project: str, folder: str, before_s: float) -> list[str]:
+        """Return names of the refs anywhere under `folder` that were last written before a time."""
+        base = self._ref(project, folder)
+        self._fs.invalidate_cache()
+        if not self._fs.exists(base):
+            return []
+        found = self._fs.find(base, detail=True)
+        start = len(f"{self._base(project)}/refs/")
+        return [path[start:] for path, about in found.items() if _written_s(about) < before_s]
+
+    def remove_ref(self, project: str, name: str) -> None:
+        """Remove a ref; the blobs it named stay. Safe to repeat."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._ref(project, name))
 
     def _write(self, path: str, data: bytes) -> None:
         folder = path.rsplit("/", 1)[0]

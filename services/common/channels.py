@@ -17,6 +17,8 @@ from grpc_status import rpc_status
 from services.common import callers, logs, tracing
 from services.common.addresses import is_several, target
 from services.common.errors import Overloaded, PeerUnavailable, StillhouseError, from_status
+from services.common.reloading import BlockingChannel, ReloadingChannel
+from services.common.tls import TlsFiles, channel_credentials, name_options
 
 R = TypeVar("R")
 _RESOLVE_MS = 5_000
@@ -30,17 +32,50 @@ def open_channel(
     *,
     max_message_bytes: int,
     credentials: grpc.ChannelCredentials | None = None,
+    tls: TlsFiles | None = None,
+    service: str = "",
 ) -> grpc.aio.Channel:
     """Open a channel to `host:port`, to the addresses of a name (`dns:///name:port`), or to several
-    addresses (`10.0.0.1:7101,10.0.0.2:7101`). Without credentials it is not encrypted.
+    addresses (`10.0.0.1:7101,10.0.0.2:7101`). Without credentials or `tls` it is not encrypted.
 
-    Several share the calls in turn. An instance gets calls from the moment that it says it is
-    ready, and none once it says that it is not; one that is away is tried again every two seconds.
+    With `tls` it shows our certificate, which is read again when it changes, and lets nobody but
+    `service` answer. Several addresses share the calls in turn. An instance gets calls from the
+    moment that it says it is ready, and none once it says that it is not; one that is away is tried
+    again every two seconds.
     """
+    options = _options(address, max_message_bytes)
+    if tls is not None:
+        named = [*options, *name_options(tls.name_of(service, address))]
+        return ReloadingChannel(
+            tls,
+            lambda pems: grpc.aio.secure_channel(
+                target(address), channel_credentials(pems), options=named
+            ),
+        )
+    if credentials is not None:
+        return grpc.aio.secure_channel(target(address), credentials, options=options)
+    return grpc.aio.insecure_channel(target(address), options=options)
+
+
+def open_blocking_channel(
+    address: str, *, max_message_bytes: int, tls: TlsFiles | None, service: str
+) -> grpc.Channel | BlockingChannel:
+    """Open a channel for blocking stubs, as `open_channel` does for the others."""
+    options = _options(address, max_message_bytes)
+    if tls is None:
+        return grpc.insecure_channel(target(address), options=options)
+    named = [*options, *name_options(tls.name_of(service, address))]
+    return BlockingChannel(
+        tls,
+        lambda pems: grpc.secure_channel(target(address), channel_credentials(pems), options=named),
+    )
+
+
+def _options(address: str, max_message_bytes: int) -> list[tuple[str, Any]]:
     config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if is_several(address):
         config["healthCheckConfig"] = {"serviceName": ""}
-    options = [
+    return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", 30_000),
@@ -49,9 +84,6 @@ def open_channel(
         ("grpc.dns_min_time_between_resolutions_ms", _RESOLVE_MS),
         ("grpc.service_config", json.dumps(config)),
     ]
-    if credentials is not None:
-        return grpc.aio.secure_channel(target(address), credentials, options=options)
-    return grpc.aio.insecure_channel(target(address), options=options)
 
 
 def to_error(error: grpc.aio.AioRpcError) -> StillhouseError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import secrets
 import time
@@ -70,8 +71,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
+        if handler is None or inspect.iscoroutinefunction(handler.unary_stream):
+            return handler  # that of health's Watch, which writes its answers by itself
         method = str(handler_call_details.method)
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:

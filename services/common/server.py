@@ -28,6 +28,8 @@ from services.common import logs, metrics, stats, tracing
 from services.common.errors import Overloaded
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import ServiceSettings
+from services.common.tls import names_in, server_credentials
+from services.common.tls_callers import KnownCallers
 
 _log = logs.get(__name__)
 Hook = Callable[[], Awaitable[None]]
@@ -124,19 +126,18 @@ def server_options(settings: ServiceSettings) -> list[tuple[str, Any]]:
 
 async def run(app: App) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Prints `listening HOST:PORT` when bound."""
+    check_open(app)
     tracing.start(app.service, _version(), app.settings)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()], options=server_options(app.settings)
-    )
+    server = grpc.aio.server(interceptors=_interceptors(app), options=server_options(app.settings))
     checks = health.aio.HealthServicer()
     names = _register(app, server, checks)
     await _set_health(checks, names, serving=False)
     await checks.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
-    port = server.add_insecure_port(f"{app.settings.host}:{app.settings.port}")
+    port = _listen(app, server)
     await server.start()
     app.bound(app.settings.host, port)
     metrics.start(app.service, _version(), app.device, app.settings)
@@ -164,6 +165,42 @@ async def run(app: App) -> None:
         await loop.run_in_executor(own, tracing.stop)
     if failed:
         sys.exit(1)
+
+
+def check_open(app: App) -> None:
+    """End the process where it would answer everybody on the network. The gateway asks callers who
+    they are; the services behind it know nobody but its certificate."""
+    settings = app.settings
+    if app.service == "gateway" or not settings.is_open:
+        return
+    prefix = app.service.upper()
+    sys.exit(
+        f"{prefix}_HOST={settings.host}: whoever reaches this address could call the {app.service} "
+        f"service and read every project's data. Give {prefix}_TLS_CERT, {prefix}_TLS_KEY and "
+        f"{prefix}_TLS_CA (`stillhouse certs FOLDER` makes some for a trial), listen on 127.0.0.1, "
+        f"or, where a service mesh decides who may call, set {prefix}_TRUSTED_NETWORK=true."
+    )
+
+
+def _interceptors(app: App) -> list[grpc.aio.ServerInterceptor]:
+    settings = app.settings
+    if not settings.tls_clients or settings.tls is None:
+        return [ErrorInterceptor()]
+    # The gateway's HTTP side calls the gateway itself.
+    own = names_in(settings.tls.cert) if app.service == "gateway" else []
+    return [KnownCallers([*settings.tls_clients, *own]), ErrorInterceptor()]
+
+
+def _listen(app: App, server: grpc.aio.Server) -> int:
+    """Bind the port, encrypted where there are certificates, and return its number."""
+    address = f"{app.settings.host}:{app.settings.port}"
+    if app.settings.tls is None:
+        return int(server.add_insecure_port(address))
+    try:
+        credentials = server_credentials(app.settings.tls)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{app.service}: certificates cannot be used: {error}")
+    return int(server.add_secure_port(address, credentials))
 
 
 def _register(app: App, server: grpc.aio.Server, checks: Any) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.fairness import Weights
-from services.common.hosts import reachable
+from services.common.hosts import is_loopback, reachable
+from services.common.tls import TlsFiles
 
 MIB = 1 << 20
 PORTS = {"gateway": 7100, "teacher": 7101, "concepts": 7102, "student": 7103}
@@ -25,9 +26,28 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback serves callers without authentication."""
+    """Address to listen on. Off loopback teacher, concepts and student want `tls_ca` or
+    `trusted_network`."""
     port: int = Field(0, ge=0, le=65535)
     """Port to listen on; 0 lets the system choose and prints it."""
+    tls_cert: Path | None = None
+    """PEM file of the certificate, and of those between it and the authority's, that the service
+    shows to callers and to services that it calls; nothing speaks plain text. Read again when it
+    changes, as the next two are."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key."""
+    tls_ca: Path | None = None
+    """PEM file of the authorities (mutual TLS): callers must show a certificate by one of them, and
+    so must the services that are called; without it these are called in plain text."""
+    tls_clients: tuple[str, ...] = ()
+    """Names of the certificates that may call, as a JSON list; empty lets every certificate of
+    `tls_ca` call. Health answers all of them."""
+    tls_names: dict[str, str] = Field(default_factory=dict)
+    """Names to expect in the certificates of the services that are called, as a JSON object by
+    service; without one the host of the address, or of a list of addresses the service's name."""
+    trusted_network: bool = False
+    """Listen off loopback without `tls_ca`, because something else, as a service mesh, encrypts and
+    decides who may call."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port of the Prometheus metrics page on `host`; 0 turns it off."""
     metrics_projects: int = Field(100, ge=1)
@@ -68,6 +88,33 @@ class ServiceSettings(BaseSettings):
     reflection: bool = True
     """Serve gRPC reflection."""
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together: give both, or neither")
+        if self.tls_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_ca needs tls_cert and tls_key")
+        if self.tls_clients and self.tls_ca is None:
+            raise ValueError("tls_clients needs tls_ca, which says whose certificates count")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificate files; None where the service speaks plain text."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_ca, self.tls_names)
+
+    @property
+    def peer_tls(self) -> TlsFiles | None:
+        """What is shown to services that are called; None where they are called in plain text."""
+        return self.tls if self.tls_ca else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether others on the network could call without showing who they are."""
+        return not (is_loopback(self.host) or self.tls_ca or self.trusted_network)
+
     def shown(self) -> dict[str, Any]:
         """Return the settings in force as they may be logged: passwords in URLs are left out."""
         return {
@@ -83,12 +130,22 @@ class Listening(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(0, ge=0, le=65535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
 
     @classmethod
     def of(cls, service: str) -> Listening:
         """Return what the environment says of a service (`TEACHER_PORT`), or its defaults."""
         found = cls(_env_prefix=f"{service.upper()}_")
         return found if found.port else found.model_copy(update={"port": PORTS[service]})
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """What the service shows; who looks after it shows the same."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_ca)
 
     @property
     def address(self) -> str:

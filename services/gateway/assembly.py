@@ -10,6 +10,7 @@ from stillhouse.gateway.v1 import (
     datasets_pb2_grpc,
     jobs_pb2_grpc,
     models_pb2_grpc,
+    projects_pb2_grpc,
     students_pb2_grpc,
 )
 from stillhouse.inference.v2 import open_inference_pb2_grpc
@@ -18,6 +19,7 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
 from services.common.inference.images import image_limits
 from services.common.inference.servicer import SERVICE as INFERENCE
+from services.common.outbound import Addresses
 from services.common.sandbox import sandbox_or_reason
 from services.gateway.blob_servicer import BlobServicer
 from services.gateway.cache import EmbeddingCache
@@ -42,6 +44,11 @@ from services.gateway.jobs.tuneshift import tuneshift_job
 from services.gateway.jobs_servicer import DistillationServicer
 from services.gateway.models_servicer import ModelServicer
 from services.gateway.peers import Peers
+from services.gateway.projects.chores import Chores
+from services.gateway.projects.deletion import Deletions
+from services.gateway.projects.retention import Keeping
+from services.gateway.projects.servicer import ProjectServicer
+from services.gateway.projects.webhooks import Deliveries
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.student_inference import StudentInference
@@ -82,11 +89,24 @@ class Gateway:
         self.engine = Engine(tools, STORIES)
         self.census = Census(self.store)
         self.instances = Instances(settings)
+        self.addresses = Addresses(settings.allowed_addresses)
+        self.deliveries = Deliveries(self.store, self.addresses)
+        self.chores = Chores(
+            self.store,
+            Deletions(tools, self.engine, self.instances),
+            Keeping(tools, self.engine),
+            keep_every_s=settings.retention_s,
+        )
         self.heartbeat = Heartbeat(
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
         reading = Reading(
-            policy=UriPolicy.for_host(settings.host, settings.file_roots),
+            policy=UriPolicy.for_host(
+                settings.host,
+                settings.file_roots,
+                addresses=self.addresses,
+                hidden=[settings.blob_url],
+            ),
             blobs=self.blobs,
             catalogue=self.catalogue,
             cache_dir=settings.cache_dir,
@@ -129,7 +149,10 @@ class Gateway:
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             self._inference(), server
         )
-        names = ("Dataset", "Distillation", "Model", "Students", "Blob")
+        projects_pb2_grpc.add_ProjectServiceServicer_to_server(
+            ProjectServicer(self.store, self.addresses, self.chores), server
+        )
+        names = ("Dataset", "Distillation", "Model", "Project", "Students", "Blob")
         return [*(f"{_PACKAGE}.{name}Service" for name in names), INFERENCE]
 
     async def start(self) -> None:
@@ -138,6 +161,8 @@ class Gateway:
         await self.engine.start()
         self.heartbeat.start()
         self.census.start()
+        self.deliveries.start()
+        self.chores.start()
         await self.runner.resume()
 
     async def canary(self) -> None:
@@ -152,6 +177,8 @@ class Gateway:
     async def stop(self) -> None:
         """Interrupt jobs and ingests, which go on at the next start, and close everything."""
         await self.edge.stop()
+        await self.chores.stop()
+        await self.deliveries.stop()
         await self.heartbeat.stop()
         await self.census.stop()
         await self.engine.stop()

@@ -20,8 +20,9 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from services.common import logs, metrics
+from services.common.errors import PeerUnavailable
 from services.common.tensors import Array
-from services.gateway.keys import ImageSpace, RegionSpace, image_key, region_key
+from services.gateway.keys import ImageSpace, RegionSpace, image_key, project_patterns, region_key
 
 V = TypeVar("V")
 _log = logs.get(__name__)
@@ -171,6 +172,20 @@ class EmbeddingCache:
                 await pipe.execute()
 
         await self._try(send)
+
+    async def forget(self, project: str, *, dry_run: bool = False) -> int:
+        """Remove a project's entries and return how many there were. Unlike look-ups it raises
+        PeerUnavailable where Redis is away: what is not removed must not pass for removed."""
+        count = 0
+        try:
+            for pattern in project_patterns(project) if self._redis is not None else ():
+                found = [key async for key in self._redis.scan_iter(pattern, count=1000)]
+                count += len(found)
+                for at in range(0, 0 if dry_run else len(found), 1000):
+                    await self._redis.unlink(*found[at : at + 1000])
+        except _FAILURES as error:
+            raise PeerUnavailable(f"the cache is away: {error}"[:200]) from None
+        return count
 
     async def _try(self, command: Any) -> Any:
         """Run a command; None where there is no Redis, it rests after a failure, or fails now."""

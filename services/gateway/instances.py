@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 
 import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
+from stillhouse.teacher.v1 import teacher_pb2_grpc
 
 from services.common.channels import call, open_channel
 from services.common.errors import PeerUnavailable, StillhouseError
+from services.common.tls import TlsFiles
 from services.gateway.settings import GatewaySettings
 
 _ASK_S = 2.0
@@ -21,11 +24,8 @@ class Instances:
     to the name itself is answered by one process alone."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._targets = {
-            "teacher": settings.teacher_address,
-            "concepts": settings.concepts_address,
-            "student": settings.student_address,
-        }
+        self._targets = settings.addresses
+        self._tls = settings.peer_tls
         self._max_message_bytes = settings.max_message_bytes
         self._channels: dict[str, grpc.aio.Channel] = {}
 
@@ -33,6 +33,12 @@ class Instances:
         """Return the figures of every process; of one that does not answer, why."""
         found = await asyncio.gather(*(self._service(*one) for one in self._targets.items()))
         return [one for some in found for one in some]
+
+    async def teachers(self) -> list[teacher_pb2_grpc.TeacherServiceStub]:
+        """Return a stub of every teacher process. Raises PeerUnavailable for an unknown name."""
+        addresses = await resolve(self._targets["teacher"])
+        channels = [self._channel("teacher", address) for address in addresses]
+        return [teacher_pb2_grpc.TeacherServiceStub(channel) for channel in channels]
 
     async def close(self) -> None:
         """Close the channels."""
@@ -47,11 +53,7 @@ class Instances:
         return _distinct(found)
 
     async def _ask(self, service: str, address: str) -> info_pb2.InstanceStats:
-        if address not in self._channels:
-            self._channels[address] = open_channel(
-                address, max_message_bytes=self._max_message_bytes
-            )
-        stub = info_pb2_grpc.InfoServiceStub(self._channels[address])
+        stub = info_pb2_grpc.InfoServiceStub(self._channel(service, address))
         try:
             reply = await call(stub.GetStats, info_pb2.GetStatsRequest(), timeout_s=_ASK_S)
         except StillhouseError as error:
@@ -60,6 +62,25 @@ class Instances:
         found.CopyFrom(reply.instances[0])
         found.address = address
         return found
+
+    def _channel(self, service: str, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            self._channels[address] = open_channel(
+                address,
+                max_message_bytes=self._max_message_bytes,
+                tls=self._tls_of(service),
+                service=service,
+            )
+        return self._channels[address]
+
+    def _tls_of(self, service: str) -> TlsFiles | None:
+        """A certificate holds the name of the target, not the addresses that the name leads to."""
+        if self._tls is None:
+            return None
+        target = self._targets[service]
+        host = target.rpartition("/")[2].rpartition(":")[0].strip("[]")
+        name = self._tls.name_of(service, target) or host
+        return replace(self._tls, names={service: name})
 
 
 async def resolve(target: str) -> list[str]:

@@ -92,3 +92,9 @@ def stage_ref(stage: str, inputs: Mapping[str, str | int | bool | Sequence[str]]
     """Return the blob-store ref of a stage's (or shard's) output, from all its inputs."""
     text = json.dumps([_LAYOUT, stage, inputs], sort_keys=True, separators=(",", ":"))
     return f"stages/{stage}/{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def project_patterns(project: str) -> tuple[str, ...]:
+    """Return Redis patterns of all keys of a project, of every layout that there was."""
+    check_id(project, field="project")
+    return f"stillhouse*:regions:{project}:*", f"stillhouse*:images:{project}:*"

@@ -50,12 +50,13 @@ class Peers:
     def connect(cls, settings: GatewaySettings) -> Peers:
         """Open the channels; a service that is away is waited for by the calls, not here."""
         teacher, concepts, student = (
-            open_channel(address, max_message_bytes=settings.max_message_bytes)
-            for address in (
-                settings.teacher_address,
-                settings.concepts_address,
-                settings.student_address,
+            open_channel(
+                address,
+                max_message_bytes=settings.max_message_bytes,
+                tls=settings.peer_tls,
+                service=service,
             )
+            for service, address in settings.addresses.items()
         )
         return cls(
             teacher=teacher_pb2_grpc.TeacherServiceStub(teacher),

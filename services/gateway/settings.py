@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.common.addresses import Address
 from services.common.settings import PORTS, ServiceSettings
+from services.common.tls import TlsFiles
 
 
 class GatewaySettings(ServiceSettings):
@@ -58,6 +59,12 @@ class GatewaySettings(ServiceSettings):
     """TOML file with model and data entries of your own, beside the built-in ones."""
     file_roots: tuple[Path, ...] = ()
     """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""
+    retention_s: float = Field(3600.0, gt=0)
+    """Seconds between two looks for what projects' retention rules say is to be removed."""
+    allowed_addresses: tuple[str, ...] = ()
+    """Where requests may make the gateway connect (datasets by http(s), webhooks) beside public
+    addresses, as a JSON list of host names (`*.example.org` for all below it), addresses and
+    networks (`10.1.0.0/16`)."""
     run_python_tests: bool = False
     """Let verifiers run Python unit tests on answers, in a sandbox that is attacked at start; where
     it does not hold, such jobs are refused."""
@@ -73,6 +80,27 @@ class GatewaySettings(ServiceSettings):
     still, before the connection is closed with 408."""
     max_archive_bytes: int = Field(8 << 30, ge=1)
     """Largest archive or file of texts that can be uploaded, as it is sent."""
+    http_tls_cert: Path | None = None
+    """PEM file of the certificate that browsers are shown (HTTPS); without it that of `tls_cert`,
+    and plain HTTP where there is none."""
+    http_tls_key: Path | None = None
+    """PEM file of its private key."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, without port, that browsers may call this gateway by, as a JSON list. On loopback
     they come on top of loopback's own names; elsewhere an empty list allows every name."""
+
+    @property
+    def http_tls(self) -> TlsFiles | None:
+        """The certificate files of the HTTP port; None where it speaks plain HTTP."""
+        if self.http_tls_cert is None or self.http_tls_key is None:
+            return self.tls
+        return TlsFiles(self.http_tls_cert, self.http_tls_key)
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where the three services are."""
+        return {
+            "teacher": self.teacher_address,
+            "concepts": self.concepts_address,
+            "student": self.student_address,
+        }

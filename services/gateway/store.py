@@ -256,6 +256,23 @@ class Store:
         with self.write() as session:
             return work(session)
 
+    @contextlib.contextmanager
+    def alone(self, number: int) -> Iterator[bool]:
+        """Yield whether this process alone does something now: on PostgreSQL it holds an advisory
+        lock meanwhile, which the server takes back from who dies. SQLite has one gateway anyway."""
+        if self._sqlite:
+            yield True
+            return
+        with self._engine.connect() as connection:
+            got = bool(connection.execute(select(func.pg_try_advisory_lock(number))).scalar())
+            connection.commit()  # a session's lock outlasts the transaction, which would wait idle
+            try:
+                yield got
+            finally:
+                if got:
+                    connection.execute(select(func.pg_advisory_unlock(number)))
+                    connection.commit()
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()

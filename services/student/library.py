@@ -52,6 +52,14 @@ class Recent(Generic[V]):
                     self._values.popitem(last=False)
             return value
 
+    def forget(self, chosen: Callable[[Hashable], bool], *, dry_run: bool = False) -> int:
+        """Drop the values of chosen keys and return how many there were."""
+        with self._lock:
+            gone = [key for key in self._values if chosen(key)]
+            for key in () if dry_run else gone:
+                del self._values[key]
+            return len(gone)
+
     def known(self) -> list[Hashable]:
         """Return the keys of what is in memory, the one used last at the end."""
         with self._lock:
@@ -104,6 +112,17 @@ class Library:
             for owner, weights, card in keys
             if owner == project
         ]
+
+    def forget(self, project: str, *, dry_run: bool = False) -> int:
+        """Drop all of a project and return how many students and tables there were."""
+
+        def is_its(key: Hashable) -> bool:
+            while isinstance(key, tuple) and key:  # a design's key begins with that of its table
+                key = key[0]
+            return key == project
+
+        parts = (self._students, self._folds, self._tables, self._designs)
+        return sum(one.forget(is_its, dry_run=dry_run) for one in parts)
 
     def table(self, project: str, student: Student) -> Table:
         """The data a student and all its tuned descendants share. Raises NotFound, InvalidInput,

@@ -13,6 +13,7 @@ from stillhouse.student.v1 import student_pb2
 from services.common.blobs import BlobStore
 from services.common.errors import InvalidInput, NotFound
 from services.common.tensors import Array, pack_arrays, unpack_arrays
+from services.common.tls import TlsFiles
 from services.student.ranks import ALONE, Ranks
 from services.student.rundir import Writer
 
@@ -36,6 +37,8 @@ class Surroundings:
     cache_dir: Path = Path.home() / ".cache" / "stillhouse"
     catalogue: Path | None = None
     teacher_address: str = ""
+    tls: TlsFiles | None = None
+    """What is shown to the teacher service, and how it is known."""
     device: str = "cpu"
     precision: str = ""
     python_tests: bool = False

@@ -8,6 +8,7 @@ of the worker or of this service the next Train with its run id resumes it from 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from stillhouse.student.v1 import student_pb2
 
 from services.common import accounting, callers, logs, metrics
 from services.common.errors import Cancelled, Internal, Overloaded, PeerUnavailable
+from services.common.names import check_id
 from services.student import workers
 from services.student.recipes import Surroundings, shares_work
 from services.student.rundir import RunDir, Writer
@@ -96,6 +98,25 @@ class RunManager:
             await self._terminate(run.worker)
         await asyncio.wait([run.task])
         return True
+
+    async def remove(self, project: str, prefix: str, *, dry_run: bool = False) -> int:
+        """Stop the runs whose ids begin so and remove their folders; return how many there were.
+
+        A run that is asked for meanwhile begins anew. Raises InvalidInput.
+        """
+        root = self._settings.runs_dir / check_id(project, field="project")
+        if prefix:
+            RunDir.of(self._settings.runs_dir, project, prefix)
+        found = await asyncio.to_thread(_folders, root, prefix)
+        if dry_run:
+            return len(found)
+        for folder in found:
+            await self.stop(project, folder.name)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            self._live.pop(folder, None)
+        if not prefix:
+            await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+        return len(found)
 
     async def close(self) -> None:
         """End all workers without an outcome: their runs resume when asked for again."""
@@ -185,6 +206,7 @@ class RunManager:
                 cache_dir=settings.cache_dir.absolute(),
                 catalogue=settings.catalogue.absolute() if settings.catalogue else None,
                 teacher_address=settings.teacher_address,
+                tls=settings.peer_tls,
                 device=settings.device,
                 precision=settings.precision,
                 python_tests=settings.run_python_tests,
@@ -213,6 +235,12 @@ class RunManager:
 def _counted(state: str) -> AbstractContextManager[None]:
     """Count a run in a state while a block runs."""
     return metrics.TRAINING_RUNS.labels(state).track_inprogress()
+
+
+def _folders(root: Path, prefix: str) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return sorted(one for one in root.iterdir() if one.name.startswith(prefix))
 
 
 def _is_final(outcome: student_pb2.TrainResponse | None) -> bool:

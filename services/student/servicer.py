@@ -16,6 +16,7 @@ from services.common.blobs import BlobStore, check_digest
 from services.common.errors import Internal, InvalidInput
 from services.common.inputs import check_batch
 from services.common.interceptors import Context
+from services.common.model_cache import forget_files
 from services.common.names import check_id, parse
 from services.common.timings import encoding
 from services.student import explain, export
@@ -70,6 +71,19 @@ class StudentServicer(student_pb2_grpc.StudentServiceServicer):
     ) -> student_pb2.StopTrainingResponse:
         stopped = await self._runs.stop(request.project, request.run_id)
         return student_pb2.StopTrainingResponse(stopped=stopped)
+
+    async def RemoveRuns(
+        self, request: student_pb2.RemoveRunsRequest, context: Context
+    ) -> student_pb2.RemoveRunsResponse:
+        prefix, dry = request.run_id_prefix, request.dry_run
+        runs = await self._runs.remove(request.project, prefix, dry_run=dry)
+        if prefix:
+            return student_pb2.RemoveRunsResponse(run_count=runs)
+        models = self._library.forget(request.project, dry_run=dry)
+        models += await asyncio.to_thread(
+            forget_files, self._settings.cache_dir, request.project, dry_run=dry
+        )
+        return student_pb2.RemoveRunsResponse(run_count=runs, model_count=models)
 
     async def Predict(
         self, request: student_pb2.PredictRequest, context: Context

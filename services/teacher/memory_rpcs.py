@@ -47,6 +47,14 @@ class MemoryRpcs:
         models = [*self._registry.loaded_models(), *self._language.loaded_models()]
         return pb.ListLoadedModelsResponse(models=loaded_messages(project, _COLLECTION, models))
 
+    async def ForgetProject(
+        self, request: pb.ForgetProjectRequest, context: Context
+    ) -> pb.ForgetProjectResponse:
+        project, dry = check_id(request.project, field="project"), request.dry_run
+        count = await self._registry.forget(project, dry_run=dry)
+        count += await self._language.forget(project, dry_run=dry)
+        return pb.ForgetProjectResponse(count=count)
+
     async def _load(self, project: str, model_id: str) -> LoadedModel:
         if not await asyncio.to_thread(self._language.knows, project, model_id):
             return await self._registry.load(project, model_id)

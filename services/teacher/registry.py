@@ -108,6 +108,18 @@ class Registry:
             await asyncio.to_thread(self._record, project, model_id)
         return False
 
+    async def forget(self, project: str, *, dry_run: bool = False) -> int:
+        """Put away a project's models, once their calls are done, and drop what is remembered of
+        its images; return how many there were."""
+        count = 0
+        memories = {id(one.model.remembered): one.model.remembered for one in self._residents}
+        for memory in memories.values():
+            count += memory.forget(project, dry_run=dry_run)
+        keys = [one.key for one in self._residents if one.key[0] == project]
+        for key in () if dry_run else keys:
+            await self._residents.unload(key)
+        return count + len(keys)
+
     def loaded_models(self) -> list[LoadedModel]:
         """Return what is in memory, of all projects, least recently used first."""
         return [

@@ -34,6 +34,13 @@ class RowMemory:
             self._rows.move_to_end((project, digest))
         return row
 
+    def forget(self, project: str, *, dry_run: bool = False) -> int:
+        """Drop a project's rows and return how many there were."""
+        gone = [key for key in self._rows if key[0] == project]
+        for key in () if dry_run else gone:
+            del self._rows[key]
+        return len(gone)
+
     def put(self, project: str, digest: str, row: Row) -> None:
         """Remember a row."""
         self._rows[(project, digest)] = row

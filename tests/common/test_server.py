@@ -141,6 +141,17 @@ def test_health_follows_the_start_and_info_tells_the_limits() -> None:
         assert (info.service, info.limits.max_batch_items) == ("teacher", 256)
 
 
+def test_health_can_be_watched() -> None:
+    """By clients that have several addresses: each must say that it is ready."""
+    with running() as (_, address), grpc.insecure_channel(address) as channel:
+        watched = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=30
+        )
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert any(answer.status == serving for answer in watched)
+        watched.cancel()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_running_calls(number: signal.Signals) -> None:
     with running() as (process, address), grpc.insecure_channel(address) as channel:

@@ -111,7 +111,8 @@ async def one_lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab
     folder = tmp_path_factory.mktemp("lab")
     blobs = BlobStore(str(folder / "blobs"))
     async with peers(blobs) as (teacher, student, address):
-        where = {"teacher_address": address, "student_address": address}
+        where: dict[str, Any] = {"teacher_address": address, "student_address": address}
+        where["allowed_addresses"] = ("127.0.0.0/8",)
         async with edge_world(folder, **where) as world:
             await world.gateway.engine.start()
             yield Lab(world, teacher, student, blobs)

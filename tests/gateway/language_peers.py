@@ -122,6 +122,9 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
         self.hold_after = 10**9
         """Calls of Generate after which one waits for ever."""
 
+    async def ForgetProject(self, request: Any, context: Any) -> teacher_pb2.ForgetProjectResponse:
+        return teacher_pb2.ForgetProjectResponse()
+
     async def GetModel(self, request: Any, context: Any) -> teacher_pb2.GetModelResponse:
         model = request.name.rsplit("/", 1)[-1]
         if model == "photos":
@@ -201,6 +204,8 @@ class Student(student_pb2_grpc.StudentServiceServicer):
     recipes: list[student_pb2.LanguageRecipe] = field(default_factory=list)
     measured: list[student_pb2.ImportanceRecipe] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    runs: set[tuple[str, str]] = field(default_factory=set)
+    """Folders of runs: project and run id."""
     hang: bool = False
     is_full: bool = False
     """Whether its disk has no room."""
@@ -247,6 +252,15 @@ class Student(student_pb2_grpc.StudentServiceServicer):
     async def StopTraining(self, request: Any, context: Any) -> student_pb2.StopTrainingResponse:
         self.stopped.append(request.run_id)
         return student_pb2.StopTrainingResponse(stopped=True)
+
+    async def RemoveRuns(self, request: Any, context: Any) -> student_pb2.RemoveRunsResponse:
+        prefix = request.run_id_prefix
+        found = {
+            one for one in self.runs if one[0] == request.project and one[1].startswith(prefix)
+        }
+        if not request.dry_run:
+            self.runs -= found
+        return student_pb2.RemoveRunsResponse(run_count=len(found))
 
     def _report(self, recipe: student_pb2.LanguageRecipe) -> dict[str, Any]:
         learned = {r.answer for r in self._records(recipe.text_shards)}

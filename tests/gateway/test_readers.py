@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.common.errors import InvalidInput, NotFound, Precondition, StillhouseError
+from services.common.outbound import Addresses
 from services.gateway.datasets import trees
 from services.gateway.datasets.entries import Listing, Rejected
 from services.gateway.datasets.readers import Reading, UriPolicy, check_uri, open_archive, open_uri
 from services.gateway.datasets.trees import ZipTree, archive_tree
+from tests.common.test_outbound import web
 from tests.gateway.conftest import make_photo
 
 Files = Mapping[str, bytes]
@@ -460,9 +462,65 @@ def test_files_of_the_host_are_not_read_for_others(tmp_path: Path, reading: Read
     assert [one.reason for one in found.rejected] == ["a link that leads out of the folder"]
 
 
+def test_what_holds_all_projects_data_is_nobodys(tmp_path: Path, reading: Reading) -> None:
+    write_folder(tmp_path / "root" / "photos", {"a/1.jpg": b"x", "b/1.jpg": b"x"})
+    write_folder(tmp_path / "root" / "blobs", {"a/1.jpg": b"x", "b/1.jpg": b"x"})
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "root" / "blobs")
+    root, hidden = tmp_path / "root", str(tmp_path / "root" / "blobs")
+    for host, allowed, refused in (
+        ("127.0.0.1", ("photos", ""), ("blobs", "blobs/a", "photos/../blobs", "link")),
+        ("0.0.0.0", ("photos",), ("blobs", "blobs/a", "photos/../blobs", "link", "")),
+    ):
+        policy = UriPolicy.for_host(host, [root], hidden=[hidden])
+        for path in allowed:
+            policy.check(f"{root}/{path}")
+        for path in refused:
+            for uri in (f"{root}/{path}", f"file://{root}/{path}"):
+                with pytest.raises(Precondition, match="all projects"):
+                    policy.check(uri)
+    bucket = UriPolicy.for_host("0.0.0.0", hidden=["s3://bucket/stillhouse"])
+    bucket.check("s3://bucket/photos")
+    for uri in (
+        "s3://bucket/stillhouse/projects/a",
+        "s3://bucket/photos/../stillhouse/projects/a",
+        "S3://bucket//stillhouse/",
+        "s3://bucket/stillhouse?versionId=1",
+        "s3://bucket",
+    ):
+        with pytest.raises(Precondition, match="all projects"):
+            bucket.check(uri)
+
+
+def test_an_archive_is_fetched_from_an_allowed_address_alone(reading: Reading) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name in ("a/1.jpg", "b/1.jpg"):
+            archive.writestr(name, b"x")
+    away = (302, {"location": "http://169.254.169.254/x.zip"}, b"")
+    with web({"/x.zip": (200, {}, data.getvalue()), "/away.zip": away}) as (url, seen):
+        with pytest.raises(Precondition, match="no public address"):
+            check_uri(f"{url}/x.zip", reading)
+        assert not seen
+        policy = UriPolicy.for_host("0.0.0.0", addresses=Addresses(("127.0.0.1",)))
+        allowed = replace(reading, policy=policy)
+        source = open_uri(f"{url}/x.zip", allowed)
+        assert sorted(labels_of(source.listing())) == ["a/1.jpg", "b/1.jpg"]
+        with pytest.raises(Precondition, match="no public address"):
+            open_uri(f"{url}/away.zip", allowed)
+        with pytest.raises(InvalidInput, match="over 10 bytes"):
+            open_uri(f"{url}/x.zip", replace(allowed, max_web_bytes=10))
+
+
 @pytest.mark.parametrize(
-    "uri", ["http://169.254.169.254/x.zip", "sftp://h/x", "memory://x", "github://o:r@/x"]
+    "uri", ["http://169.254.169.254/x.zip", "http://127.1.2.3/x.zip", "https://10.0.0.1/x.zip"]
 )
+@pytest.mark.parametrize("loopback", [True, False])
+def test_addresses_inside_are_refused(uri: str, loopback: bool) -> None:
+    with pytest.raises(Precondition, match="no public address"):
+        UriPolicy(loopback).check(uri)
+
+
+@pytest.mark.parametrize("uri", ["sftp://h/x", "memory://x", "github://o:r@/x", "abfs://c@h/x"])
 def test_other_schemes_are_refused_for_others(uri: str) -> None:
     with pytest.raises(Precondition, match="does not read"):
         UriPolicy(loopback=False).check(uri)

@@ -16,7 +16,7 @@ from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import demo_classifier, demo_prune, demo_tuneshift, output
 from stillhouse_client.commands.demo_suite import finish, gateway, showing
 from stillhouse_client.commands.flags import spread
-from stillhouse_client.commands.session import DataDir, Json, Project
+from stillhouse_client.commands.session import DataDir, Json, Project, shown_to
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
 from stillhouse_client.demo import Demo, Plan
 from stillhouse_client.names import DEFAULT_PROJECT
@@ -72,7 +72,11 @@ def demo(
 async def _run(
     config: SuiteConfig, plan: Plan, project: str, started_s: float
 ) -> tuple[dict[str, Any], list[Path]]:
-    async with gateway(config) as address, AsyncClient(address, project=project) as client:
+    shown = shown_to(config.data_dir)
+    async with (
+        gateway(config) as address,
+        AsyncClient(address, project=project, certificates=shown) as client,
+    ):
         up_s = time.monotonic() - started_s
         with showing() as (say, show):
             story = await Demo(client, plan, say=say, show=show).run()

@@ -16,7 +16,7 @@ from stillhouse.gateway.v1 import jobs_pb2
 
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.commands import output
-from stillhouse_client.commands.session import EXIT_INTERRUPTED, DataDir, Json, Project
+from stillhouse_client.commands.session import EXIT_INTERRUPTED, DataDir, Json, Project, shown_to
 from stillhouse_client.commands.suite import DatabaseUrl, RedisUrl, make_config
 from stillhouse_client.commands.watching import JobBars
 from stillhouse_client.demo_steps import Say, ShowJob
@@ -70,7 +70,9 @@ async def _told(flags: DemoFlags, tell: Tell, name: str, title: str) -> tuple[Su
     config = replace(config, services=("teacher", "student", "gateway"))
     async with (
         gateway(config) as address,
-        AsyncClient(address, project=flags.project) as client,
+        AsyncClient(
+            address, project=flags.project, certificates=shown_to(config.data_dir)
+        ) as client,
     ):
         with showing() as (say, show):
             summary = await tell(client, say, show, started_s)

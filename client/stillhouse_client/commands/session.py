@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from stillhouse_client import names, settings
+from stillhouse_client.certificates import Certificates
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.errors import ClientError, InvalidRequest, NotFound, ServerAway
 from stillhouse_client.suite import state
@@ -56,9 +57,22 @@ def resolve(address: str) -> str:
     return running.gateway if running is not None else DEFAULT_ADDRESS
 
 
+def certificates(address: str) -> Certificates | None:
+    """Return what is shown to the gateway: as the environment says, else as a local suite does."""
+    return settings.certificates() if address else shown_to(settings.default_data_dir())
+
+
+def shown_to(data_dir: Path) -> Certificates | None:
+    """Return what is shown to the gateway of a data folder."""
+    given = settings.certificates()
+    running = None if given else state.read(data_dir)
+    return given if running is None else running.certificates
+
+
 def connect(address: str, project: str, *, retry_s: float = _RETRY_S) -> AsyncClient:
     """Return a client for a command."""
-    return AsyncClient(resolve(address), project=project, retry_s=retry_s)
+    shown = certificates(address)
+    return AsyncClient(resolve(address), project=project, retry_s=retry_s, certificates=shown)
 
 
 def run(work: Callable[[AsyncClient], Awaitable[R]], address: str, project: str) -> R:

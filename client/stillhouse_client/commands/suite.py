@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from stillhouse_client import settings
+from stillhouse_client.certificates import Certificates, in_folder
 from stillhouse_client.commands import output
 from stillhouse_client.commands.session import EXIT_FAILED, DataDir, Json
 from stillhouse_client.errors import ClientError, Conflict, ServerAway
@@ -53,6 +54,12 @@ ConceptsProcesses = Annotated[
         help="Of the concepts service; on cuda each has a GPU. 0: CONCEPTS_PROCESSES, or 1.",
     ),
 ]
+Certs = Annotated[
+    Path | None,
+    typer.Option(
+        "--certs", help="Folder of `stillhouse certs`: speak mutual TLS, and HTTPS to browsers."
+    ),
+]
 _DOWN_S = 60.0
 
 
@@ -70,6 +77,7 @@ def up(
     database_url: DatabaseUrl = "",
     teacher_processes: TeacherProcesses = 0,
     concepts_processes: ConceptsProcesses = 0,
+    certs: Certs = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Go on in background.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +85,7 @@ def up(
     config = make_config(data_dir, port, redis_url, database_url)
     given = {"teacher": teacher_processes, "concepts": concepts_processes}
     asked = config.processes | {service: count for service, count in given.items() if count}
-    config = replace(config, processes=asked)
+    config = replace(config, processes=asked, certs=certs)
     if detach:
         _up_detached(config)
         status(data_dir, as_json)
@@ -104,7 +112,7 @@ def down(data_dir: DataDir = Path(".stillhouse"), as_json: Json = False) -> None
 def status(data_dir: DataDir = Path(".stillhouse"), as_json: Json = False) -> None:
     """Say what runs in a data folder and whether it serves."""
     running = state.read(data_dir)
-    rows = asyncio.run(_health(running.members)) if running else []
+    rows = asyncio.run(_health(running.members, running.certificates)) if running else []
     if as_json:
         web = {"web": running.web} if running else {}
         output.print_json({"running": running is not None, "services": rows, **web})
@@ -145,7 +153,7 @@ async def _up(config: SuiteConfig, *, as_json: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     output.note("starting Redis and the four services; the first start fetches weights")
-    suite = Suite(config, output.note)
+    suite, certs = Suite(config, output.note), config.certs
     stop = asyncio.create_task(stopping.wait())
     start = asyncio.create_task(suite.start())
     first: set[asyncio.Future[Any]] = {start, stop}
@@ -154,7 +162,7 @@ async def _up(config: SuiteConfig, *, as_json: bool) -> None:
         if not start.done():
             return
         start.result()
-        rows = await _health(suite.members)
+        rows = await _health(suite.members, certs and in_folder(certs))
         if as_json:
             output.print_json({"running": True, "services": rows, "web": suite.web_url})
         else:
@@ -183,6 +191,7 @@ def _up_detached(config: SuiteConfig) -> None:
     command += ["--data-dir", str(config.data_dir), "--port", str(config.port)]
     command += ["--redis-url", config.redis_url] if config.redis_url else []
     command += ["--database-url", config.database_url] if config.database_url else []
+    command += ["--certs", str(config.certs)] if config.certs else []
     for service, count in config.processes.items():
         command += [f"--{service}-processes", str(count)]
     with log.open("wb") as file:
@@ -200,17 +209,20 @@ def _wait_detached(process: subprocess.Popen[bytes], config: SuiteConfig, log: P
             said = log.read_text(errors="replace").rsplit("error:", 1)[-1].strip()
             raise ClientError(said[-2000:], hint=f"see {log}")
         running = state.read(config.data_dir)
-        if running and all(r["state"] == "serving" for r in asyncio.run(_health(running.members))):
+        rows = asyncio.run(_health(running.members, running.certificates)) if running else []
+        if rows and all(row["state"] == "serving" for row in rows):
             return
         time.sleep(0.3)
     raise ServerAway(f"not serving after {config.start_timeout_s:.0f} s", hint=f"see {log}")
 
 
-async def _health(members: list[state.Member]) -> list[dict[str, Any]]:
+async def _health(
+    members: list[state.Member], certificates: Certificates | None
+) -> list[dict[str, Any]]:
     return [
         {
             "name": member.name,
-            "state": await _state_of(member),
+            "state": await _state_of(member, certificates),
             "address": member.address,
             "pid": member.pid,
             "log": member.log,
@@ -219,12 +231,12 @@ async def _health(members: list[state.Member]) -> list[dict[str, Any]]:
     ]
 
 
-async def _state_of(member: state.Member) -> str:
+async def _state_of(member: state.Member, certificates: Certificates | None) -> str:
     if not state.is_alive(member.pid):
         return "down"
     if member.name == REDIS:
         return "serving"
-    return "serving" if await health.is_serving(member.address) else "not serving"
+    return "serving" if await health.is_serving(member.address, certificates) else "not serving"
 
 
 _SEE = "see `stillhouse status`; stop it with `stillhouse down`"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stillhouse_client import settings
+from stillhouse_client import certificates, settings
 from stillhouse_client.errors import Conflict
 
 SERVICES = ("teacher", "concepts", "student", "gateway")
@@ -48,6 +48,8 @@ class SuiteConfig:
     """How many processes of a service of REPLICATED run, behind one list of addresses; others have
     one. On GPUs each takes one of its own."""
     start_timeout_s: float = 300.0
+    certs: Path | None = None
+    """Folder of `stillhouse certs`: everything speaks mutual TLS, the workbench HTTPS."""
     extra_env: dict[str, str] = field(default_factory=dict)
     """More settings for every service."""
 
@@ -88,9 +90,9 @@ def choose_ports(port: int, processes: Mapping[str, int] | None = None) -> dict[
     return ports
 
 
-def web_url(ports: dict[str, int]) -> str:
+def web_url(ports: dict[str, int], *, certs: Path | None = None) -> str:
     """Return the address of the workbench."""
-    return f"http://{HOST}:{ports[HTTP]}/"
+    return f"{'http' if certs is None else 'https'}://{HOST}:{ports[HTTP]}/"
 
 
 def default_web_url(port: int = 0) -> str:
@@ -110,6 +112,8 @@ def environment(
         f"{prefix}_BLOB_URL": str(config.path("blobs")),
         "PYTHONUNBUFFERED": "1",
     }
+    if config.certs is not None:
+        values |= _tls(prefix, config.certs.resolve(), service)
     names = process_names(service, config.processes)
     if len(names) > 1:
         values |= settings.of_one_process(prefix, names.index(process))
@@ -125,6 +129,13 @@ def environment(
             for name in ("teacher", "concepts", "student")
         }
     return {**values, **config.extra_env}
+
+
+def _tls(prefix: str, folder: Path, service: str) -> dict[str, str]:
+    """Return what makes a service speak mutual TLS."""
+    own = certificates.in_folder(folder, service)
+    paths = {"CERT": own.cert, "KEY": own.key, "CA": own.ca}
+    return {f"{prefix}_TLS_{name}": str(path) for name, path in paths.items()}
 
 
 def address_of(service: str, processes: Mapping[str, int], ports: Mapping[str, int]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
+from stillhouse_client.certificates import Certificates, in_folder
+
 
 @dataclass(frozen=True)
 class Member:
@@ -29,6 +31,13 @@ class State:
     members: list[Member] = field(default_factory=list)
     web: str = ""
     """Address of the workbench."""
+    certs: str = ""
+    """Folder of the certificates that the suite speaks with; empty for plain text."""
+
+    @property
+    def certificates(self) -> Certificates | None:
+        """What a client of this suite shows."""
+        return in_folder(Path(self.certs)) if self.certs else None
 
 
 class Lock:
@@ -81,7 +90,8 @@ def read(data_dir: Path) -> State | None:
     try:
         raw = json.loads(_path(data_dir).read_text())
         members = [Member(**member) for member in raw["members"]]
-        return State(int(raw["pid"]), str(raw["gateway"]), members, str(raw.get("web", "")))
+        web, certs = str(raw.get("web", "")), str(raw.get("certs", ""))
+        return State(int(raw["pid"]), str(raw["gateway"]), members, web, certs)
     except (ValueError, KeyError, TypeError, OSError):
         return None
 

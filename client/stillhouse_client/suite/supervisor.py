@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from stillhouse_client import settings
+from stillhouse_client.certificates import in_folder
 from stillhouse_client.errors import ClientError, Conflict
 from stillhouse_client.suite import config as configs
 from stillhouse_client.suite import health, process, state
@@ -51,7 +52,7 @@ class Suite:
     @property
     def web_url(self) -> str:
         """Return the address of the workbench."""
-        return configs.web_url(self._ports)
+        return configs.web_url(self._ports, certs=self._config.certs)
 
     @property
     def members(self) -> list[state.Member]:
@@ -144,9 +145,14 @@ class Suite:
             self.failed.set_result(reason + child.tail())
 
     async def _until_serving(self) -> None:
+        certs = self._config.certs
         services = {name: self._address_of(name) for name in self._config.members()}
         serving = asyncio.create_task(
-            health.wait_serving(services, timeout_s=self._config.start_timeout_s)
+            health.wait_serving(
+                services,
+                timeout_s=self._config.start_timeout_s,
+                certificates=in_folder(certs) if certs else None,
+            )
         )
         waiting: set[asyncio.Future[Any]] = {serving, self.failed}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -179,7 +185,8 @@ class Suite:
         self._lock.release()
 
     def _write_state(self) -> None:
-        now = state.State(os.getpid(), self.address, self.members, self.web_url)
+        certs = str(self._config.certs.resolve()) if self._config.certs else ""
+        now = state.State(os.getpid(), self.address, self.members, self.web_url, certs)
         state.write(self._config.data_dir, now)
 
     def _address_of(self, name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from services.common.blobs import BlobStore
 from services.common.catalogue import Catalogue
 from services.common.errors import InvalidInput, NotFound, PeerUnavailable, Precondition
 from services.common.hosts import is_loopback
+from services.common.outbound import Addresses
 from services.gateway.datasets.builtin import BuiltinSource, check_known
 from services.gateway.datasets.entries import Source, shown
 from services.gateway.datasets.layouts import TreeSource
@@ -25,32 +27,52 @@ from services.gateway.datasets.trees import FolderTree, archive_tree
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
 _TABLES = (".csv", ".jsonl")
 MAX_URI_CHARS = 4096
+WEB = ("http", "https")
+_WEB_S = 60.0
+"""Longest silence of a web server."""
+Opener = Callable[[], BinaryIO]
 
 
 @dataclass(frozen=True)
 class UriPolicy:
     """Which URIs callers may name: reading files of the gateway's host is for those who own it.
 
-    On loopback every URI is allowed. Else local files must lie below `file_roots`, and remote ones
+    On loopback files of the host are. Else local files must lie below `file_roots`, and remote ones
     have a scheme of `schemes`: a URL that the gateway fetches could reach hosts that callers
-    cannot.
+    cannot. For the same reason http(s) goes to `addresses` alone, everywhere. What lies in `hidden`
+    is nobody's: the blob store holds the data of all projects.
     """
 
     loopback: bool
     file_roots: tuple[Path, ...] = ()
-    schemes: tuple[str, ...] = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+    addresses: Addresses = Addresses()
+    hidden: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ("s3", "gs", "gcs", "az", "hf")
 
     @classmethod
-    def for_host(cls, host: str, file_roots: Sequence[Path] = ()) -> UriPolicy:
+    def for_host(
+        cls,
+        host: str,
+        file_roots: Sequence[Path] = (),
+        *,
+        addresses: Addresses = Addresses(),  # noqa: B008  it is frozen
+        hidden: Sequence[str] = (),
+    ) -> UriPolicy:
         """Return the policy of a gateway that listens on `host`."""
-        return cls(is_loopback(host), tuple(file_roots))
+        return cls(is_loopback(host), tuple(file_roots), addresses, tuple(hidden))
 
     def check(self, uri: str) -> None:
         """Raise InvalidInput for a malformed URI, Precondition for one that is not allowed."""
         scheme = scheme_of(uri)
         if "::" in uri or "\0" in uri or len(uri) > MAX_URI_CHARS:
             raise InvalidInput("uri: chained and overlong URIs are not read", field="uri")
-        if scheme == "builtin" or self.loopback:
+        if scheme == "builtin":
+            return
+        if scheme in WEB:
+            self.addresses.split(without_fragment(uri))
+            return
+        self._check_hidden(uri)
+        if self.loopback:
             return
         if scheme != "file":
             if scheme not in self.schemes:
@@ -62,6 +84,17 @@ class UriPolicy:
                 "this gateway serves others than its own host, so it reads no local files outside "
                 "of its file roots (GATEWAY_FILE_ROOTS); upload an archive instead"
             )
+
+    def _check_hidden(self, uri: str) -> None:
+        """Refuse what is in a hidden place; for others than the host also what holds one."""
+        asked = _place(uri)
+        for one in self.hidden:
+            place = _place(one)
+            if _is_below(asked, place) or (not self.loopback and _is_below(place, asked)):
+                raise Precondition(
+                    "this holds the gateway's own data, of all projects; give the folder or the "
+                    "bucket that the dataset itself lies in"
+                )
 
     def confine(self, uri: str) -> Path | None:
         """Return the file root that a local URI lies in; None where it lies in none."""
@@ -79,6 +112,8 @@ class Reading:
     catalogue: Catalogue
     cache_dir: Path
     max_image_bytes: int
+    max_web_bytes: int = 8 << 30
+    """Largest file that is fetched by http(s)."""
 
 
 def scheme_of(uri: str) -> str:
@@ -96,6 +131,20 @@ def local_path(uri: str) -> str:
         if plain.startswith(prefix):
             return unquote(urlsplit(plain).path) if prefix == "file://" else plain[len(prefix) :]
     return plain
+
+
+def _place(uri: str) -> tuple[str, ...]:
+    """Return what a URI names as parts that can be compared, links followed."""
+    if scheme_of(uri) == "file":
+        return Path(local_path(uri)).resolve().parts
+    scheme, _, rest = without_fragment(uri).partition("://")
+    scheme = {"s3a": "s3", "gcs": "gs"}.get(scheme.lower(), scheme.lower())
+    path = posixpath.normpath(unquote(rest.partition("?")[0])).strip("/")
+    return (f"{scheme}:", *(part for part in path.split("/") if part not in ("", ".")))
+
+
+def _is_below(place: tuple[str, ...], above: tuple[str, ...]) -> bool:
+    return place[: len(above)] == above
 
 
 def check_uri(uri: str, reading: Reading) -> None:
@@ -129,11 +178,29 @@ def open_uri(uri: str, reading: Reading) -> Source:
     url = url.rstrip("/") or "/"
     confine = confined_root(uri, reading)
     try:
+        if scheme_of(uri) in WEB:
+            return TreeSource(
+                archive_tree(from_web(plain, reading)), max_bytes=reading.max_image_bytes
+            )
         return _by_kind(url, options, confine, reading)
     except (OSError, ImportError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise NotFound(f"there is nothing at {shown(plain)}", resource=shown(plain)) from None
         raise PeerUnavailable(f"{shown(plain)} cannot be read: {error}"[:300]) from error
+
+
+def from_web(url: str, reading: Reading) -> Opener:
+    """Fetch an archive or a file, and return what opens it: nothing else than this one request, and
+    those that it is redirected to, goes out. Blocking."""
+    held = tempfile.NamedTemporaryFile()  # noqa: SIM115  lives as long as what opens it
+    most = reading.max_web_bytes
+    reading.policy.addresses.get(url, cast("BinaryIO", held), timeout_s=_WEB_S, most=most)
+    held.flush()
+    return partial(_reopen, held)
+
+
+def _reopen(held: Any) -> BinaryIO:
+    return open(held.name, "rb")
 
 
 def _by_kind(url: str, options: dict[str, str], confine: Path | None, reading: Reading) -> Source:

@@ -12,7 +12,6 @@ from urllib.parse import parse_qsl, urlsplit
 import fsspec
 
 from services.common import fetch
-from services.common.blobs import BlobStore
 from services.common.catalogue import Dataset
 from services.common.errors import InvalidInput, NotFound, PeerUnavailable
 from services.gateway.datasets import speeches, wordnet
@@ -20,10 +19,13 @@ from services.gateway.datasets.builtin import find_texts
 from services.gateway.datasets.entries import shown
 from services.gateway.datasets.readers import (
     ARCHIVES,
+    WEB,
+    Opener,
     Reading,
     builtin_name,
     check_uri,
     confined_root,
+    from_web,
     local_path,
     scheme_of,
     without_fragment,
@@ -72,10 +74,10 @@ class FileTexts:
 
 
 class BlobTexts:
-    """One uploaded file that is no archive, its kind told by its content."""
+    """One uploaded or fetched file that is no archive, its kind told by its content."""
 
-    def __init__(self, blobs: BlobStore, project: str, digest: str) -> None:
-        self._open = partial(blobs.open, project, digest)
+    def __init__(self, opener: Opener) -> None:
+        self._open = opener
 
     def rows(self) -> Iterator[RowOrNot]:
         with self._open() as file:
@@ -113,7 +115,7 @@ def open_text_blob(project: str, digest: str, reading: Reading) -> TextSource:
     opener = partial(reading.blobs.open, project, digest)
     if is_archive(opener()):
         return TreeTexts(archive_tree(opener))
-    return BlobTexts(reading.blobs, project, digest)
+    return BlobTexts(opener)
 
 
 def open_text_uri(uri: str, reading: Reading) -> TextSource:
@@ -128,6 +130,8 @@ def open_text_uri(uri: str, reading: Reading) -> TextSource:
     plain = without_fragment(uri)
     url = (local_path(uri) if scheme_of(uri) == "file" else plain).rstrip("/") or "/"
     try:
+        if scheme_of(uri) in WEB:
+            return _from_web(plain, reading)
         return _by_kind(url, confined_root(uri, reading))
     except FileNotFoundError:
         raise NotFound(f"there is nothing at {shown(plain)}", resource=shown(plain)) from None
@@ -149,6 +153,11 @@ def is_archive(file: BinaryIO) -> bool:
     with file:
         head = file.read(512)
     return head.startswith(_ARCHIVE_HEADS) or head[257:262] == b"ustar"
+
+
+def _from_web(url: str, reading: Reading) -> TextSource:
+    opener = from_web(url, reading)
+    return TreeTexts(archive_tree(opener)) if is_archive(opener()) else BlobTexts(opener)
 
 
 def _by_kind(url: str, confine: Path | None) -> TextSource:

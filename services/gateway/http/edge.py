@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import grpc.aio
 import uvicorn
 
 from services.common import logs
 from services.common.hosts import reachable
+from services.common.reloading import ReloadingChannel
+from services.common.tls import TlsFiles, channel_credentials, https_context, name_options, names_in
 from services.gateway.http.app import make_app
 from services.gateway.http.connections import connection_class
 from services.gateway.settings import GatewaySettings
@@ -52,9 +56,7 @@ class Edge:
         host = self._settings.http_host or self._settings.host
         listener = _listen(host, self._settings.http_port)
         self.port = int(listener.getsockname()[1])
-        limit = self._settings.max_message_bytes
-        options = [("grpc.max_receive_message_length", limit), ("grpc.enable_http_proxy", 0)]
-        self._channel = grpc.aio.insecure_channel(self._grpc_address, options=options)
+        self._channel = self._own_channel()
         config = uvicorn.Config(
             make_app(self._settings, self._channel),
             log_config=None,
@@ -67,6 +69,7 @@ class Edge:
             proxy_headers=False,
             timeout_keep_alive=30,
             limit_concurrency=self._settings.http_max_connections,
+            ssl_context_factory=_https(self._settings.http_tls),
             timeout_graceful_shutdown=max(1, int(self._settings.drain_s)),
         )
         self._server = _Server(config)
@@ -77,6 +80,23 @@ class Edge:
             self._task.result()
         print(f"http listening {host}:{self.port}", flush=True)
         _log.info("http listening", address=f"{host}:{self.port}")
+
+    def _own_channel(self) -> grpc.aio.Channel:
+        """A channel to the gateway itself, which it shows its own certificate."""
+        limit, tls = self._settings.max_message_bytes, self._settings.tls
+        options = [("grpc.max_receive_message_length", limit), ("grpc.enable_http_proxy", 0)]
+        if tls is None:
+            return grpc.aio.insecure_channel(self._grpc_address, options=options)
+        named = [*options, *name_options(names_in(tls.cert)[0])]
+        return ReloadingChannel(
+            tls,
+            lambda pems: grpc.aio.secure_channel(
+                # Without authorities it trusts what it shows itself.
+                self._grpc_address,
+                channel_credentials(replace(pems, ca=pems.ca or pems.cert)),
+                options=named,
+            ),
+        )
 
     async def drain(self) -> None:
         """Stop accepting; requests in flight go on, in the time that their calls get."""
@@ -93,6 +113,11 @@ class Edge:
             self._task.cancel()
         if self._channel is not None:
             await self._channel.close()
+
+
+def _https(tls: TlsFiles | None) -> Callable[..., ssl.SSLContext] | None:
+    """What makes uvicorn's TLS context; None where the edge speaks plain text."""
+    return None if tls is None else lambda config, default: https_context(tls)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -106,6 +106,23 @@ class Engine:
         await self._stop_training(row)
         await self._append(row, "cancelled; what was computed stays", state="CANCELLED")
 
+    async def count(self, project: str) -> int:
+        """Return how many workflows of a project are recorded."""
+        return len(await self._workflows(f"{project}."))
+
+    async def forget(self, row: JobRow | None = None, *, project: str = "") -> None:
+        """Delete what is recorded of the workflow of a job that has ended, or of all of a project.
+        Safe to repeat."""
+        ids = [workflow_id(row)] if row else await self._workflows(f"{project}.")
+        for at in range(0, len(ids), 100):
+            await DBOS.delete_workflows_async(ids[at : at + 100], delete_children=True)
+
+    async def _workflows(self, prefix: str) -> list[str]:
+        found = await DBOS.list_workflows_async(
+            workflow_id_prefix=prefix, load_input=False, load_output=False
+        )
+        return [one.workflow_id for one in found]
+
     async def recover(self, executor_ids: list[str]) -> None:
         """Take over the workflows of gateways that are dead; asking twice does no harm."""
         await asyncio.to_thread(DBOS._recover_pending_workflows, executor_ids)

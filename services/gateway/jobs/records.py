@@ -25,6 +25,7 @@ from services.common.errors import InvalidInput, NotFound
 from services.gateway.datasets.records import to_timestamp
 from services.gateway.jobs.fence import Superseded
 from services.gateway.paging import Page
+from services.gateway.projects import webhooks
 from services.gateway.store import JobEventRow, JobRow, Store, answered, by_name, record
 
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -205,6 +206,8 @@ def append(
             row.state = state
             row.ended = time.time() if state in FINAL else None
         event = _append(session, row, message, stages, eta_s, curve)
+        if state in FINAL:
+            webhooks.tell(session, row)
     if state in FINAL:
         metrics.JOBS_ENDED.labels(row.job_id.rpartition("-")[0].replace("-", "_"), state).inc()
     return event

@@ -19,11 +19,12 @@ from stillhouse.student.v1 import student_pb2
 from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
 from services.common import callers, logs
-from services.common.channels import to_error
+from services.common.channels import open_blocking_channel, to_error
 from services.common.errors import Overloaded, PeerUnavailable, Precondition
 from services.common.targets import TargetShard
 from services.common.tensors import to_message
 from services.common.texts import TextRecord
+from services.common.tls import TlsFiles
 from services.student.language.data import TargetBank, by_length
 from services.student.language.generation import SamplingOptions, generate, read_sampling
 from services.student.ranks import ALONE, Ranks
@@ -52,16 +53,14 @@ _ID_BYTES = 6
 class TeacherClient:
     """A teacher service's SampleTargets for one model. Blocking."""
 
-    def __init__(self, address: str, model: str, *, max_message_bytes: int) -> None:
+    def __init__(
+        self, address: str, model: str, *, max_message_bytes: int, tls: TlsFiles | None = None
+    ) -> None:
         self._model = model
         # The teacher's reply is at most half a message; who asks keeps well below.
         self._reply_bytes = max_message_bytes // 4
-        self._channel = grpc.insecure_channel(
-            address,
-            options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
-            ],
+        self._channel = open_blocking_channel(
+            address, max_message_bytes=max_message_bytes, tls=tls, service="teacher"
         )
         # The generated types know the asynchronous stub alone.
         self._stub: Any = teacher_pb2_grpc.TeacherServiceStub(self._channel)  # type: ignore[arg-type]
@@ -165,6 +164,7 @@ def open_teacher(
     own_digest: str,
     *,
     address: str,
+    tls: TlsFiles | None,
     max_message_bytes: int,
     temperature: float,
     dtype: torch.dtype,
@@ -180,7 +180,7 @@ def open_teacher(
     sampling = read_sampling(
         asked.sampling, temperature=DEFAULT_TEMPERATURE, field="on_policy.sampling"
     )
-    client = TeacherClient(address, asked.teacher, max_message_bytes=max_message_bytes)
+    client = TeacherClient(address, asked.teacher, max_message_bytes=max_message_bytes, tls=tls)
     theirs = client.tokenizer_digest()
     if theirs != own_digest:
         raise Precondition(

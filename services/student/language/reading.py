@@ -81,6 +81,7 @@ def _read_prompts(
         encoder,
         student.loaded.tokenizer_digest,
         address=training.surroundings.teacher_address,
+        tls=training.surroundings.tls,
         max_message_bytes=training.surroundings.max_message_bytes,
         temperature=options.loss.temperature,
         dtype=student.dtype,

@@ -15,6 +15,7 @@ from services.common.errors import NotFound, Precondition, StillhouseError
 from services.common.fair_slots import FairSlots
 from services.common.inputs import check_batch
 from services.common.interceptors import Context, time_left_s
+from services.common.model_cache import forget_files
 from services.common.model_records import LanguageModelRecord
 from services.common.names import join, parse
 from services.common.resident import LoadedModel
@@ -90,6 +91,12 @@ class LanguageCalls:
         if self._source.remote(model_id) is not None:
             return False
         return await self._registry.unload(project, model_id)
+
+    async def forget(self, project: str, *, dry_run: bool = False) -> int:
+        """Forget a project's models, in memory and in the cache; return how many there were."""
+        in_memory = await self._registry.forget(project, dry_run=dry_run)
+        cache = self._settings.cache_dir
+        return in_memory + await asyncio.to_thread(forget_files, cache, project, dry_run=dry_run)
 
     def loaded_models(self) -> list[LoadedModel]:
         """Return what is in memory here, of all projects."""

@@ -104,6 +104,22 @@ class LanguageRegistry:
                 self._put_away([*on_it, served])
         return True
 
+    async def forget(self, project: str, *, dry_run: bool = False) -> int:
+        """Put away a project's models and return how many there were. Raises Precondition while
+        one is in use."""
+        async with self._loading:
+            its = [one for one in self._served.values() if one.key[0] == project]
+            if not dry_run and any(one.users for one in its if one.base is not None):
+                raise Precondition(f"a model of project {project} is in use; its calls end first")
+            for one in () if dry_run else sorted(its, key=lambda one: one.base is None):
+                if one.users:
+                    raise Precondition(f"a model of project {project} is in use")
+                if one.base is not None:
+                    await self._drop(one)
+                else:
+                    self._put_away([one])
+        return len(its)
+
     def loaded_models(self) -> list[LoadedModel]:
         """Return what is in memory, of all projects, least recently used first."""
         return [

@@ -17,6 +17,7 @@ from services.common.blobs import BlobStore, is_digest
 from services.common.catalogue import Catalogue, LanguageModel
 from services.common.errors import NotFound, Precondition
 from services.common.fetch import ensure
+from services.common.model_cache import folder_of
 from services.common.model_records import KIND, LanguageModelRecord
 
 
@@ -99,8 +100,7 @@ def materialise(
 ) -> Path:
     """Copy a record's files out of the blob store into a folder of the cache named by their
     digests, once; returns it. Raises NotFound where a blob is missing."""
-    text = json.dumps([project, record.files], sort_keys=True)
-    folder = cache_dir / "models" / hashlib.sha256(text.encode()).hexdigest()
+    folder = folder_of(cache_dir, project, record.files)
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

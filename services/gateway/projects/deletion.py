@@ -1,0 +1,149 @@
+"""Deletes a project: what it has is counted, removed store by store, and counted again.
+
+Every step finds what is left and removes it, so a gateway that was killed in the middle, or another
+one, goes on from the start and comes to the same end. It ends once every count is zero; while a
+service is away it waits, and says for which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from sqlalchemy import delete, func, select
+from stillhouse.student.v1 import student_pb2
+from stillhouse.teacher.v1 import teacher_pb2
+
+from services.common import logs
+from services.common.errors import Precondition, StillhouseError
+from services.gateway.instances import Instances
+from services.gateway.jobs import records as jobs
+from services.gateway.jobs.engine import Engine
+from services.gateway.jobs.job import Tools
+from services.gateway.projects.rows import DeletionRow, DeliveryRow, ProjectRow
+from services.gateway.store import (
+    DatasetRow,
+    JobEventRow,
+    JobRow,
+    RequestRow,
+    StudentEventRow,
+    StudentRow,
+    VersionRow,
+)
+
+_STOPPED_S = 60.0
+_log = logs.get(__name__)
+_BY_PROJECT = {
+    "webhook deliveries": DeliveryRow,
+    "datasets": DatasetRow,
+    "answered requests": RequestRow,
+    "settings": ProjectRow,
+}
+_OF_JOBS = select(JobRow.pk)
+_OF_STUDENTS = select(StudentRow.pk)
+
+
+class Deletions:
+    """Carries deletions out."""
+
+    def __init__(self, tools: Tools, engine: Engine, instances: Instances) -> None:
+        self._tools, self._engine, self._instances = tools, engine, instances
+
+    async def work(self) -> None:
+        """Take every deletion that goes on a step further, to its end where nothing is away."""
+        for row in await asyncio.to_thread(self._open):
+            try:
+                await self._delete(row)
+            except StillhouseError as error:
+                _log.warning("a deletion waits", project=row.project, why=error.message)
+                await asyncio.to_thread(self._note, row.pk, waiting_for=error.message[:500])
+
+    async def _delete(self, row: DeletionRow) -> None:
+        if row.before_json == "{}":
+            found = json.dumps(await self.count(row.project))
+            await asyncio.to_thread(self._note, row.pk, before_json=found)
+        await self._remove(row.project)
+        left = await self.count(row.project)
+        await asyncio.to_thread(self._note, row.pk, after_json=json.dumps(left), waiting_for="")
+        if any(left.values()):  # a call that was under way has written since; the next turn gets it
+            raise Precondition(f"calls that were under way: {left}")
+        await asyncio.to_thread(self._note, row.pk, ended=time.time())
+        _log.info("project deleted", project=row.project)
+
+    async def count(self, project: str) -> dict[str, int]:
+        """Return how much of each kind there is of a project."""
+        tools = self._tools
+        return {
+            **await asyncio.to_thread(self._count_rows, project),
+            "workflows": await self._engine.count(project),
+            **await asyncio.to_thread(tools.blobs.count, project),
+            "cache entries": await tools.cache.forget(project, dry_run=True),
+            **await self._ask_services(project, dry_run=True),
+        }
+
+    async def _remove(self, project: str) -> None:
+        await self._cancel_jobs(project)
+        await self._ask_services(project)
+        await self._engine.forget(project=project)
+        await asyncio.to_thread(self._remove_rows, project)
+        await asyncio.to_thread(self._tools.blobs.remove_project, project)
+        await self._tools.cache.forget(project)
+
+    async def _cancel_jobs(self, project: str) -> None:
+        """Cancel what runs, here or at another gateway."""
+        found = await asyncio.to_thread(jobs.unfinished, self._tools.store)
+        for row in found:
+            if row.project == project:
+                await asyncio.wait_for(self._engine.cancel(row), _STOPPED_S)
+
+    async def _ask_services(self, project: str, *, dry_run: bool = False) -> dict[str, int]:
+        """Let the services forget a project; return what they had of it."""
+        peers = self._tools.peers
+        runs = student_pb2.RemoveRunsRequest(project=project, dry_run=dry_run)
+        student = await peers.ask(peers.student.RemoveRuns, runs)
+        request = teacher_pb2.ForgetProjectRequest(project=project, dry_run=dry_run)
+        models = student.model_count
+        for teacher in await self._instances.teachers():
+            models += (await peers.ask(teacher.ForgetProject, request)).count
+        return {"training runs": student.run_count, "models in memory and cache": models}
+
+    def _open(self) -> list[DeletionRow]:
+        query = select(DeletionRow).where(DeletionRow.ended.is_(None)).order_by(DeletionRow.pk)
+        with self._tools.store.read() as session:
+            return list(session.scalars(query))
+
+    def _note(self, pk: int, **values: object) -> None:
+        with self._tools.store.write() as session:
+            row = session.get_one(DeletionRow, pk, with_for_update=True)
+            for name, value in values.items():
+                setattr(row, name, value)
+
+    def _count_rows(self, project: str) -> dict[str, int]:
+        pks, students = _OF_JOBS.where(JobRow.project == project), _OF_STUDENTS
+        students = students.where(StudentRow.project == project)
+        queries = {
+            "jobs": select(func.count()).where(JobRow.project == project),
+            "job events": select(func.count()).where(JobEventRow.job_pk.in_(pks)),
+            "students": select(func.count()).where(StudentRow.project == project),
+            "student versions": select(func.count()).where(VersionRow.student_pk.in_(students)),
+            "student events": select(func.count()).where(StudentEventRow.student_pk.in_(students)),
+            **{
+                name: select(func.count()).where(kind.project == project)  # type: ignore[attr-defined]
+                for name, kind in _BY_PROJECT.items()
+            },
+        }
+        with self._tools.store.read() as session:
+            return {name: session.scalar(query) or 0 for name, query in queries.items()}
+
+    def _remove_rows(self, project: str) -> None:
+        pks = _OF_JOBS.where(JobRow.project == project)
+        students = _OF_STUDENTS.where(StudentRow.project == project)
+        with self._tools.store.write() as session:
+            session.execute(delete(JobEventRow).where(JobEventRow.job_pk.in_(pks)))
+            session.execute(delete(JobRow).where(JobRow.project == project))
+            for child in (VersionRow, StudentEventRow):
+                session.execute(delete(child).where(child.student_pk.in_(students)))
+            session.execute(delete(StudentRow).where(StudentRow.project == project))
+            for kind in _BY_PROJECT.values():
+                session.execute(delete(kind).where(kind.project == project))  # type: ignore[attr-defined]
