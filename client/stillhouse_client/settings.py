@@ -30,8 +30,8 @@ def certificates() -> Certificates | None:
     )
     if not (cert or ca):
         return None
-    paths = (Path(one) if one else None for one in (cert, key, ca))
-    return Certificates(*paths, name=name)
+    shown, secret, trusted = (Path(one) if one else None for one in (cert, key, ca))
+    return Certificates(shown, secret, trusted, name)
 
 
 def redis_url() -> str:

@@ -162,7 +162,7 @@ async def _up(config: SuiteConfig, *, as_json: bool) -> None:
         if not start.done():
             return
         start.result()
-        rows = await _health(suite.members, certs and in_folder(certs))
+        rows = await _health(suite.members, in_folder(certs) if certs else None)
         if as_json:
             output.print_json({"running": True, "services": rows, "web": suite.web_url})
         else:

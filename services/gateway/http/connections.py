@@ -19,7 +19,7 @@ class Connection(H11Protocol):
 
     read_s = 30.0
     _watch: asyncio.TimerHandle | None = None
-    _watched: type[h11.Sentinel] | None = None
+    _watched: object = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
