@@ -53,8 +53,8 @@ def check_digest(digest: str, *, field: str = "digest") -> str:
 def _written_s(about: dict[str, Any]) -> float:
     """Return when a file was written, as local files and buckets say it; the far future where
     neither does."""
-    found = about.get("mtime", about.get("LastModified"))
-    return float(found.timestamp() if hasattr(found, "timestamp") else found or "inf")
+    found: Any = about.get("mtime", about.get("LastModified", "inf"))
+    return float(found.timestamp() if hasattr(found, "timestamp") else found)
 
 
 class BlobStore:

@@ -172,18 +172,17 @@ def test_a_name_that_changes_is_connected_to_where_it_was_checked(
             fetched(Addresses(), target)
         # Good when it is looked at, ours from then on: whatever is connected to was looked at.
         tried: list[str] = []
-        monkeypatch.setattr(
-            socket.socket, "connect", lambda self, address: tried.append(address[0]) or _no()
-        )
+
+        def connect(_: socket.socket, address: tuple[str, int]) -> None:
+            tried.append(address[0])
+            raise OSError("not in a test")
+
+        monkeypatch.setattr(socket.socket, "connect", connect)
         name_is(monkeypatch, "8.8.8.8", "127.0.0.1")
         with pytest.raises(PeerUnavailable):
             fetched(Addresses(), target)
         assert tried == ["8.8.8.8"]
         assert not seen
-
-
-def _no() -> None:
-    raise OSError("not in a test")
 
 
 def test_a_name_with_one_forbidden_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,13 +171,10 @@ async def test_a_deletion_removes_all_of_one_project_and_shows_it(lab: Lab) -> N
 async def half_deleted(lab: Lab) -> None:
     """Let a deletion be cut off after the rows and before the blobs, as by a kill."""
     stopped = deletions(lab)
-    stopped._tools.blobs.remove_project, real = _killed, stopped._tools.blobs.remove_project
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopped._tools.blobs, "remove_project", _killed)
         with pytest.raises(KeyboardInterrupt):
             await stopped.work()
-    finally:
-        del stopped._tools.blobs.remove_project
-    assert real
 
 
 def _killed(project: str) -> None:
