@@ -137,7 +137,10 @@ def _body(rng: random.Random, route: Route, names: messages.Names) -> bytes:
     made = messages.plausible(rng, route.method.input_type, names, route.method.name)
     if rng.random() < 0.5:
         made = messages.mutate(rng, made)
-    found = json_format.MessageToDict(made)
+    try:
+        found = json_format.MessageToDict(made)
+    except (json_format.SerializeToJsonError, TypeError):  # a time or a type that JSON has not
+        return rng.choice(_BODIES)
     if rng.random() < 0.6:
         _spoil(rng, found)
     return json.dumps(found).encode()
