@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 from stillhouse.gateway.v1 import jobs_pb2 as pb
 
 from services.common.errors import InvalidInput, PeerUnavailable, Precondition
 from services.gateway.jobs import records
 from services.gateway.jobs.engine import Engine, system_database_url
 from services.gateway.jobs.fence import Superseded
-from services.gateway.jobs.heartbeat import Heartbeat
+from services.gateway.jobs.heartbeat import GatewayRow, Heartbeat
 from services.gateway.jobs.job import Job, Tools
+from services.gateway.store import Store
 from tests.gateway.stories import (
     SPEC,
     close,
@@ -248,6 +251,38 @@ async def test_a_survivor_queues_what_a_dead_gateway_only_wrote_down(
         assert (await end(tools, row)).state == "SUCCEEDED"
     finally:
         await engine.stop()
+
+
+async def test_a_gateway_whose_clock_jumps_takes_nobody_for_dead(
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(new_database(postgres_url, "jumping_clock"))
+    taken: list[str] = []
+
+    async def recover(dead: list[str]) -> None:
+        taken.extend(dead)
+
+    beats = [Heartbeat(store, f"gateway-{n}", recover, every_s=30) for n in (0, 1)]
+    now_s = time.time()
+    try:
+        for heartbeat, jump_s in zip(beats, (0, 3600), strict=True):
+            monkeypatch.setattr(time, "time", lambda jump_s=jump_s: now_s + jump_s)
+            heartbeat.start()
+            until_s = time.monotonic() + 30
+            while await asyncio.to_thread(_count, store) <= beats.index(heartbeat):
+                assert time.monotonic() < until_s
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
+        assert not taken
+    finally:
+        for heartbeat in beats:
+            await heartbeat.stop()
+        store.close()
+
+
+def _count(store: Store) -> int:
+    with store.read() as session:
+        return len(session.scalars(select(GatewayRow)).all())
 
 
 def test_an_old_run_of_a_story_is_refused(tools: Tools) -> None:

@@ -113,11 +113,13 @@ class Round:
 def specials(seed: int) -> list[Fault]:
     """The faults that need a wide world."""
     rng = random.Random(f"special {seed}")
-    return [
+    found = [
         Fault(service, kind, stage, round(rng.random(), 3))
         for service, kind, stages in SPECIAL
         for stage in stages
     ]
+    rng.shuffle(found)
+    return found
 
 
 def pick_special(pending: Sequence[Fault]) -> list[Fault]:
