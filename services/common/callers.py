@@ -91,6 +91,14 @@ def project_of(request: object) -> str:
     return ""
 
 
+def projects_of(request: object) -> tuple[str, ...]:
+    """Return all projects that a request names; who may call it is asked for each."""
+    if not isinstance(request, Message):
+        return ()
+    found = (read(get(request)) for get, read in _fields(request.DESCRIPTOR))
+    return tuple(dict.fromkeys(project for project in found if project))
+
+
 def _project_of_name(name: str) -> str:
     found = _PROJECT.match(name)
     return found[1] if found else ""

@@ -24,6 +24,7 @@ from services.common.errors import (
     OutOfMemory,
     Overloaded,
     StillhouseError,
+    Unsupported,
     is_out_of_memory,
     is_out_of_space,
 )
@@ -115,6 +116,8 @@ class _Call:
         return value if callers.is_id(value) else ""
 
     def status_of(self, error: BaseException) -> status_pb2.Status:
+        if isinstance(error, NotImplementedError):
+            return Unsupported(f"{self.method}: this server does not have it").to_status()
         if isinstance(error, StillhouseError) and not isinstance(error, Internal):
             return error.to_status()
         if is_out_of_space(error):
@@ -188,8 +191,12 @@ def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], method: str)
         call = _Call(method, context)
         call.bind(request)
         try:
-            async for response in inner(request, context):
-                yield response
+            answers = inner(request, context)
+            if asyncio.iscoroutine(answers):  # one that writes to the context, as health's does
+                await answers
+            else:
+                async for response in answers:
+                    yield response
         except (grpc.aio.AbortError, asyncio.CancelledError):
             call.finish("CANCELLED")
             raise

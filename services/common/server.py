@@ -60,7 +60,8 @@ class App:
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
     opened. `bound` is told the host and port before `start`. `peers` asks the services behind this
-    one for their figures. `ready` is set while the service takes work.
+    one for their figures. `ready` is set while the service takes work. `interceptors` stand before
+    every handler, inside the one that turns errors into statuses.
     """
 
     service: str
@@ -72,6 +73,7 @@ class App:
     stop: Hook = _nothing
     bound: Callable[[str, int], None] = lambda host, port: None
     peers: Peers = _nobody
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
     device: str = "cpu"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -130,7 +132,8 @@ async def run(app: App) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()], options=server_options(app.settings)
+        interceptors=[ErrorInterceptor(), *app.interceptors],
+        options=server_options(app.settings),
     )
     checks = health.aio.HealthServicer()
     names = _register(app, server, checks)
