@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 import typer
 
-from stillhouse_client.commands import datasets, distill, jobs, models, output, students, suite, top
+from stillhouse_client.commands import (
+    access,
+    datasets,
+    distill,
+    jobs,
+    models,
+    output,
+    students,
+    suite,
+    top,
+)
 from stillhouse_client.commands import demo as demo_command
 from stillhouse_client.commands.session import exit_code
 from stillhouse_client.errors import ClientError
@@ -21,6 +31,7 @@ app = typer.Typer(
 )
 suite.register(app)
 top.register(app)
+access.register(app)
 app.add_typer(demo_command.app, name="demo")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(models.app, name="models")

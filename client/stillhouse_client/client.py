@@ -1,4 +1,4 @@
-"""The async client: one channel, one project, five groups of calls."""
+"""The async client: one channel, one project, six groups of calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import TracebackType
 
 from stillhouse.common.v1 import info_pb2
 
+from stillhouse_client.access import AsyncAccess
 from stillhouse_client.blobs import AsyncBlobs
 from stillhouse_client.datasets import AsyncDatasets
 from stillhouse_client.jobs import AsyncJobs
@@ -29,9 +30,11 @@ class AsyncClient:
         project: str = DEFAULT_PROJECT,
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
+        key: str = "",
     ) -> None:
-        """Connect lazily to a gateway at `host:port` or `dns:///name:port`."""
-        self._transport = Transport(address, timeout_s=timeout_s, retry_s=retry_s)
+        """Connect lazily to a gateway at `host:port` or `dns:///name:port`. Without a `key`, that
+        of STILLHOUSE_API_KEY or the one of `stillhouse login` is sent, where there is one."""
+        self._transport = Transport(address, timeout_s=timeout_s, retry_s=retry_s, key=key)
         self.address = address
         self.project = project
         self.datasets = AsyncDatasets(self._transport, project)
@@ -39,6 +42,7 @@ class AsyncClient:
         self.students = AsyncStudents(self._transport, project)
         self.models = AsyncModels(self._transport, project)
         self.blobs = AsyncBlobs(self._transport, project)
+        self.access = AsyncAccess(self._transport, project)
 
     async def info(self) -> info_pb2.GetInfoResponse:
         """Return the gateway's identity and limits."""

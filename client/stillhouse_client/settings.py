@@ -8,6 +8,8 @@ from pathlib import Path
 ADDRESS = "STILLHOUSE_ADDRESS"
 PROJECT = "STILLHOUSE_PROJECT"
 DATA_DIR = "STILLHOUSE_DATA_DIR"
+API_KEY = "STILLHOUSE_API_KEY"
+CREDENTIALS = "STILLHOUSE_CREDENTIALS"
 REDIS_URL = "GATEWAY_REDIS_URL"
 DATABASE_URL = "GATEWAY_DATABASE_URL"
 _REPLICATED = ("teacher", "concepts")
@@ -16,6 +18,17 @@ _REPLICATED = ("teacher", "concepts")
 def default_data_dir() -> Path:
     """Return the data folder of a suite on this machine."""
     return Path(os.environ.get(DATA_DIR, ".stillhouse"))
+
+
+def api_key() -> str:
+    """Return the API key of the environment; empty where it has none."""
+    return os.environ.get(API_KEY, "")
+
+
+def credentials_file() -> Path:
+    """Return the file in which `stillhouse login` keeps keys."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get(CREDENTIALS) or folder / "stillhouse" / "credentials.json")
 
 
 def redis_url() -> str:

@@ -11,6 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from stillhouse.common.v1 import info_pb2
 
+from stillhouse_client.access import AsyncAccess
 from stillhouse_client.blobs import AsyncBlobs
 from stillhouse_client.client import AsyncClient
 from stillhouse_client.datasets import AsyncDatasets
@@ -158,6 +159,18 @@ class Blobs(_Group[AsyncBlobs]):
     save = _blocking(AsyncBlobs.save)
 
 
+class Access(_Group[AsyncAccess]):
+    """Keys, who the caller is, quotas and the audit log."""
+
+    who_am_i = _blocking(AsyncAccess.who_am_i)
+    create_key = _blocking(AsyncAccess.create_key)
+    keys = _blocking(AsyncAccess.keys)
+    revoke_key = _blocking(AsyncAccess.revoke_key)
+    audit = _blocking(AsyncAccess.audit)
+    quota = _blocking(AsyncAccess.quota)
+    set_quota = _blocking(AsyncAccess.set_quota)
+
+
 class Client:
     """A blocking client of a Stillhouse gateway, with the same groups as AsyncClient."""
 
@@ -168,12 +181,14 @@ class Client:
         project: str = DEFAULT_PROJECT,
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
+        key: str = "",
     ) -> None:
         """Connect lazily to a gateway at `host:port` or `dns:///name:port`."""
         self._loop = _Loop()
 
         async def connect() -> AsyncClient:
-            return AsyncClient(address, project=project, timeout_s=timeout_s, retry_s=retry_s)
+            limits = {"timeout_s": timeout_s, "retry_s": retry_s}
+            return AsyncClient(address, project=project, key=key, **limits)
 
         self._client = self._loop.run(connect())
         self.datasets = Datasets(self._client.datasets, self._loop)
@@ -181,6 +196,7 @@ class Client:
         self.students = Students(self._client.students, self._loop)
         self.models = Models(self._client.models, self._loop)
         self.blobs = Blobs(self._client.blobs, self._loop)
+        self.access = Access(self._client.access, self._loop)
 
     def info(self) -> info_pb2.GetInfoResponse:
         """Return the gateway's identity and limits."""

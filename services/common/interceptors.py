@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import secrets
 import time
@@ -155,8 +156,10 @@ def _wrap(handler: Any, method: str) -> Any:
             else grpc.unary_stream_rpc_method_handler
         )
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        # One that writes to the context, as health's does, is waited for like a unary one.
+        wrapped = _unary if inspect.iscoroutinefunction(inner) else _streaming
         return make(
-            _streaming(inner, method), handler.request_deserializer, handler.response_serializer
+            wrapped(inner, method), handler.request_deserializer, handler.response_serializer
         )
     make_unary = (
         grpc.stream_unary_rpc_method_handler
@@ -191,12 +194,8 @@ def _streaming(inner: Callable[[Any, Context], AsyncIterator[Any]], method: str)
         call = _Call(method, context)
         call.bind(request)
         try:
-            answers = inner(request, context)
-            if asyncio.iscoroutine(answers):  # one that writes to the context, as health's does
-                await answers
-            else:
-                async for response in answers:
-                    yield response
+            async for response in inner(request, context):
+                yield response
         except (grpc.aio.AbortError, asyncio.CancelledError):
             call.finish("CANCELLED")
             raise
