@@ -58,6 +58,7 @@ AT_ONCE = 16
 ROUTES = {
     "/openapi.json": {"GET": Rule(scope=PUBLIC)},
     "/v1/info": {"GET": Rule(scope=PUBLIC)},
+    "/v1/session": {"POST": Rule(scope=CALLER), "DELETE": Rule(scope=CALLER)},
     "/v1/projects/{project}/archives": {"POST": Rule(access_pb2.ROLE_RUNNER)},
     "/v1/projects/{project}/images/{digest}": {"GET": Rule(access_pb2.ROLE_VIEWER)},
     "/v1/{rest:path}": {},

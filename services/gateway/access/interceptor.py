@@ -20,7 +20,7 @@ from services.gateway.access.audit import AuditLog, Entry
 from services.gateway.access.authenticator import Authenticator
 from services.gateway.access.identity import EVERY, NOBODY, Identity
 from services.gateway.access.quotas import Quotas
-from services.gateway.access.rules import PUBLIC, Rule, rule_of
+from services.gateway.access.rules import INSTALLATION, PUBLIC, Rule, rule_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class _Call:
             gate.check(self._rule, self._who, self._projects, request)
             for project in self._projects:
                 # Nobody uses up what a project may do who has no role in it.
-                if project != EVERY and self._who.role_in(project):
+                # And whoever sets limits is not held up by them.
+                counts = project != EVERY and self._rule.scope != INSTALLATION
+                if counts and self._who.role_in(project):
                     await self._access.quotas.admit(project, stores=self._rule.stores)
         except StillhouseError as error:
             self._refused(request, error)
