@@ -95,8 +95,12 @@ def projects_of(request: object) -> tuple[str, ...]:
     """Return all projects that a request names; who may call it is asked for each."""
     if not isinstance(request, Message):
         return ()
-    found = (read(get(request)) for get, read in _fields(request.DESCRIPTOR))
-    return tuple(dict.fromkeys(project for project in found if project))
+    found: list[str] = []
+    for get, read in _fields(request.DESCRIPTOR):
+        project = read(get(request))
+        if project and project not in found:
+            found.append(project)
+    return tuple(found)
 
 
 def _project_of_name(name: str) -> str:

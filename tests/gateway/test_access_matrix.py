@@ -7,6 +7,7 @@ that a new one cannot be forgotten: it is asked as well, and without a rule it i
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
+from google.rpc import code_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from stillhouse.common.v1 import access_pb2
@@ -169,7 +171,7 @@ async def call(channel: Any, method: MethodDescriptor, request: Message, metadat
         response_deserializer=answer.FromString,
     )
     given = iter([request]) if method.client_streaming else request
-    running = made(given, metadata=metadata, timeout=20)
+    running = made(given, metadata=metadata, timeout=100)
     try:
         await (running.read() if method.server_streaming else running)
         if method.server_streaming and running.done():
@@ -239,6 +241,17 @@ def _value(field: str, world: AccessWorld) -> str:
 HTTP = {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 501: "UNIMPLEMENTED"}
 
 
+async def first_event(answer: httpx2.Response) -> str:
+    """Return the code of a stream's first event: a refusal that comes late is an event."""
+    is_error = False
+    async for line in answer.aiter_lines():
+        is_error = is_error or line == "event: error"
+        if line.startswith("data: "):
+            number = json.loads(line.removeprefix("data: ")).get("code", 0) if is_error else 0
+            return str(code_pb2.Code.Name(number))
+    return "OK"
+
+
 async def test_every_http_route(world: AccessWorld) -> None:
     wrong: list[str] = []
     turns = asyncio.Semaphore(AT_ONCE)
@@ -249,6 +262,8 @@ async def test_every_http_route(world: AccessWorld) -> None:
             headers = world.headers(caller)
             async with turns, http.stream(verb, path, headers=headers, **body) as answer:
                 code = HTTP.get(answer.status_code, str(answer.status_code))
+                if answer.headers["content-type"].startswith("text/event-stream"):
+                    code = await first_event(answer)
                 if answer.status_code == 401:
                     assert answer.headers["www-authenticate"] == "Bearer"
             wanted = expected(rule, caller, names_project=PROJECT in path)

@@ -7,7 +7,8 @@ import functools
 import hmac
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,17 @@ _MISSING = (
 _log = logs.get(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key as it was looked up, with whom it stands for: made once, not for every call."""
+
+    identity: Identity
+    digest: bytes
+    expires: float
+    is_revoked: bool
+    last_used: float
+
+
 class Authenticator:
     """Turns the metadata of a call into an Identity. Use from one event loop."""
 
@@ -45,9 +57,7 @@ class Authenticator:
         self._admin = read_admin_key(settings.admin_key_file) if self._asks else None
         self._tokens = Tokens.of(settings) if self._asks else None
         keep_s = settings.key_cache_s
-        self.keys: Lookups[ApiKeyRow] = Lookups(
-            functools.partial(api_keys.get_many, store), keep_s=keep_s
-        )
+        self.keys: Lookups[_Key] = Lookups(self._load_keys, keep_s=keep_s)
         self.sessions: Lookups[SessionRow] = Lookups(
             functools.partial(sessions.get_many, store), keep_s=keep_s
         )
@@ -86,18 +96,22 @@ class Authenticator:
         row = await self.keys.get(presented.id)
         if row is None or not hmac.compare_digest(presented.digest, row.digest):
             raise Unauthenticated("this is no valid API key")
-        return self._of_row(row)
+        return self._of_known(presented.id, row)
 
-    def _of_row(self, row: ApiKeyRow) -> Identity:
+    def _load_keys(self, ids: Sequence[str]) -> Mapping[str, _Key]:
+        rows = api_keys.get_many(self._store, ids)
+        return {one: _known(row) for one, row in rows.items()}
+
+    def _of_known(self, key_id: str, row: _Key) -> Identity:
         """Return whom a key stands for. Raises Unauthenticated for one that is good no more."""
         now = time.time()
-        if row.revoked is not None:
+        if row.is_revoked:
             raise CredentialsExpired("this API key was revoked; ask an admin for a new one")
         if row.expires <= now:
             raise CredentialsExpired("this API key has expired; ask an admin for a new one")
-        if now - max(row.last_used or 0.0, self._touched.get(row.key_id, 0.0)) > _USED_S:
-            self._touch(row.key_id, now)
-        return _key_identity(row)
+        if now - max(row.last_used, self._touched.get(key_id, 0.0)) > _USED_S:
+            self._touch(key_id, now)
+        return row.identity
 
     async def _of_session(self, token: str) -> Identity:
         presented = key_format.read(token)
@@ -126,7 +140,7 @@ class Authenticator:
         row = await self.keys.get(key_id)
         if row is None:
             raise CredentialsExpired("this session has ended; log in again")
-        self._of_row(row)
+        self._of_known(key_id, row)
 
     def _touch(self, key_id: str, used: float) -> None:
         """Note that a key is used, beside the call; a failure costs a time of last use."""
@@ -169,14 +183,16 @@ def _admin_identity(key_id: str) -> Identity:
     return Identity(f"apiKeys/{key_id}", "admin key file", pb.CREDENTIAL_KIND_API_KEY, grants)
 
 
-def _key_identity(row: ApiKeyRow) -> Identity:
-    return Identity(
+def _known(row: ApiKeyRow) -> _Key:
+    identity = Identity(
         f"apiKeys/{row.key_id}",
         row.display_name,
         pb.CREDENTIAL_KIND_API_KEY,
         {row.project: as_role(row.role)},
         row.expires,
     )
+    revoked = row.revoked is not None
+    return _Key(identity, row.digest, row.expires, revoked, row.last_used or 0.0)
 
 
 def _session_of(cookies: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass
+from typing import NamedTuple
 
 KEY, SESSION = "shk", "shs"
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
@@ -14,8 +14,7 @@ _SECRET_BYTES = 32
 _FORM = re.compile(r"(shk|shs)_([a-z][a-z0-9]{7,31})_([A-Za-z0-9_-]{32,128})")
 
 
-@dataclass(frozen=True)
-class Presented:
+class Presented(NamedTuple):
     """A key or token as its holder sends it: what it is found by, and what proves it."""
 
     kind: str
