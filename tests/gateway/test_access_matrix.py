@@ -52,6 +52,11 @@ LACKING = (
     "StudentsService.TuneStudent",
     "students/fruit/versions/1",
     "students/fruit:tune",
+    "GRPCInferenceService.ModelInfer",
+    "GRPCInferenceService.ModelMetadata",
+    "GRPCInferenceService.ModelReady",
+    "GRPCInferenceService.RepositoryModelLoad",
+    "GRPCInferenceService.RepositoryModelUnload",
     "Health.List",
 )
 """Who may call these gets NOT_FOUND for the student's weights, which are made up, or UNIMPLEMENTED
@@ -195,6 +200,9 @@ async def test_every_rpc(world: AccessWorld) -> None:
             request = request_of(method, world)
             async with turns:
                 code = await call(channel, method, request, world.metadata(caller))
+                if code == "INTERNAL" and method.client_streaming:
+                    # A refusal that crosses a request on its way can end the stream without words.
+                    code = await call(channel, method, request, world.metadata(caller))
             wanted = expected(rule, caller, names_project=names_project(request))
             wrong.append(check(method.full_name, caller, code, wanted))
 
@@ -262,7 +270,7 @@ async def test_every_http_route(world: AccessWorld) -> None:
             headers = world.headers(caller)
             async with turns, http.stream(verb, path, headers=headers, **body) as answer:
                 code = HTTP.get(answer.status_code, str(answer.status_code))
-                if answer.headers["content-type"].startswith("text/event-stream"):
+                if answer.headers.get("content-type", "").startswith("text/event-stream"):
                     code = await first_event(answer)
                 if answer.status_code == 401:
                     assert answer.headers["www-authenticate"] == "Bearer"
