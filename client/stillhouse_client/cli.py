@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from stillhouse_client.commands import (
+    access,
     certs,
     datasets,
     distill,
@@ -35,6 +36,7 @@ suite.register(app)
 top.register(app)
 keeping.register(app)
 certs.register(app)
+access.register(app)
 app.add_typer(demo_command.app, name="demo")
 app.add_typer(projects.app, name="projects")
 app.add_typer(datasets.app, name="datasets")

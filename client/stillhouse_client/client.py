@@ -6,6 +6,7 @@ from types import TracebackType
 
 from stillhouse.common.v1 import info_pb2
 
+from stillhouse_client.access import AsyncAccess
 from stillhouse_client.blobs import AsyncBlobs
 from stillhouse_client.certificates import Certificates
 from stillhouse_client.datasets import AsyncDatasets
@@ -32,11 +33,13 @@ class AsyncClient:
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
         certificates: Certificates | None = None,
+        key: str = "",
     ) -> None:
         """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
-        plain text."""
+        plain text. Without a `key`, that of STILLHOUSE_API_KEY or the one of `stillhouse login` is
+        sent, where there is one."""
         self._transport = Transport(
-            address, timeout_s=timeout_s, retry_s=retry_s, certificates=certificates
+            address, timeout_s=timeout_s, retry_s=retry_s, certificates=certificates, key=key
         )
         self.address = address
         self.project = project
@@ -46,6 +49,7 @@ class AsyncClient:
         self.students = AsyncStudents(self._transport, project)
         self.models = AsyncModels(self._transport, project)
         self.blobs = AsyncBlobs(self._transport, project)
+        self.access = AsyncAccess(self._transport, project)
 
     async def info(self) -> info_pb2.GetInfoResponse:
         """Return the gateway's identity and limits."""

@@ -86,7 +86,7 @@ class AsyncDatasets:
     ) -> items_pb2.BlobRef:
         """Upload a folder, file or archive; the result is a source for `create`."""
         pieces = uploads.chunks(path, progress)
-        call = self._stub.UploadArchive(timeout=_UPLOAD_S)
+        call = self._stub.UploadArchive(timeout=_UPLOAD_S, metadata=self._transport.metadata())
         project = self._project
         try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:

@@ -2,6 +2,8 @@
 
 ClientError
 ├── InvalidRequest      the request is wrong: fields and why
+├── NotLoggedIn         the server asks who calls, and was not shown, or not validly
+├── NotAllowed          the caller's role is too low
 ├── NotFound            no such name in this project
 ├── Damaged             what is asked for is stored, and its bytes are damaged
 ├── Conflict            the name is taken
@@ -43,6 +45,18 @@ class ClientError(Exception):
 
 class InvalidRequest(ClientError):
     """The request is malformed or out of range; `fields` names what."""
+
+
+class NotLoggedIn(ClientError):
+    """The server asks who calls, and was not shown, or not validly."""
+
+    hint = "run `stillhouse login`, or set STILLHOUSE_API_KEY"
+
+
+class NotAllowed(ClientError):
+    """The caller's role is too low."""
+
+    hint = "an admin of the project can make a key with a higher role"
 
 
 class NotFound(ClientError):
@@ -110,6 +124,8 @@ class ServerFault(ClientError):
 _BY_CODE: dict[int, type[ClientError]] = {
     code_pb2.INVALID_ARGUMENT: InvalidRequest,
     code_pb2.OUT_OF_RANGE: InvalidRequest,
+    code_pb2.UNAUTHENTICATED: NotLoggedIn,
+    code_pb2.PERMISSION_DENIED: NotAllowed,
     code_pb2.NOT_FOUND: NotFound,
     code_pb2.DATA_LOSS: Damaged,
     code_pb2.ALREADY_EXISTS: Conflict,

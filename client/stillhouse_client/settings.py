@@ -10,6 +10,8 @@ from stillhouse_client.certificates import Certificates
 ADDRESS = "STILLHOUSE_ADDRESS"
 PROJECT = "STILLHOUSE_PROJECT"
 DATA_DIR = "STILLHOUSE_DATA_DIR"
+API_KEY = "STILLHOUSE_API_KEY"
+CREDENTIALS = "STILLHOUSE_CREDENTIALS"
 REDIS_URL = "GATEWAY_REDIS_URL"
 DATABASE_URL = "GATEWAY_DATABASE_URL"
 BLOB_URL = "GATEWAY_BLOB_URL"
@@ -32,6 +34,17 @@ def certificates() -> Certificates | None:
         return None
     shown, secret, trusted = (Path(one) if one else None for one in (cert, key, ca))
     return Certificates(shown, secret, trusted, name)
+
+
+def api_key() -> str:
+    """Return the API key of the environment; empty where it has none."""
+    return os.environ.get(API_KEY, "")
+
+
+def credentials_file() -> Path:
+    """Return the file in which `stillhouse login` keeps keys."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get(CREDENTIALS) or folder / "stillhouse" / "credentials.json")
 
 
 def redis_url() -> str:

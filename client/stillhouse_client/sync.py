@@ -11,6 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from stillhouse.common.v1 import info_pb2
 
+from stillhouse_client.access import AsyncAccess
 from stillhouse_client.blobs import AsyncBlobs
 from stillhouse_client.certificates import Certificates
 from stillhouse_client.client import AsyncClient
@@ -171,6 +172,18 @@ class Blobs(_Group[AsyncBlobs]):
     save = _blocking(AsyncBlobs.save)
 
 
+class Access(_Group[AsyncAccess]):
+    """Keys, who the caller is, quotas and the audit log."""
+
+    who_am_i = _blocking(AsyncAccess.who_am_i)
+    create_key = _blocking(AsyncAccess.create_key)
+    keys = _blocking(AsyncAccess.keys)
+    revoke_key = _blocking(AsyncAccess.revoke_key)
+    audit = _blocking(AsyncAccess.audit)
+    quota = _blocking(AsyncAccess.quota)
+    set_quota = _blocking(AsyncAccess.set_quota)
+
+
 class Client:
     """A blocking client of a Stillhouse gateway, with the same groups as AsyncClient."""
 
@@ -182,6 +195,7 @@ class Client:
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
         certificates: Certificates | None = None,
+        key: str = "",
     ) -> None:
         """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
         plain text."""
@@ -194,6 +208,7 @@ class Client:
                 timeout_s=timeout_s,
                 retry_s=retry_s,
                 certificates=certificates,
+                key=key,
             )
 
         self._client = self._loop.run(connect())
@@ -203,6 +218,7 @@ class Client:
         self.students = Students(self._client.students, self._loop)
         self.models = Models(self._client.models, self._loop)
         self.blobs = Blobs(self._client.blobs, self._loop)
+        self.access = Access(self._client.access, self._loop)
 
     def info(self) -> info_pb2.GetInfoResponse:
         """Return the gateway's identity and limits."""

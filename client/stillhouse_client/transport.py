@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
-from stillhouse_client import tracing
+from stillhouse_client import credentials, tracing
 from stillhouse_client.certificates import Certificates, open_channel
 from stillhouse_client.errors import ClientError, NobodyThere, Overloaded, ServerAway, from_call
 
@@ -33,10 +33,14 @@ class Transport:
         timeout_s: float = 30.0,
         retry_s: float = 10.0,
         certificates: Certificates | None = None,
+        key: str = "",
     ) -> None:
         """Connect lazily to `address`; a call may last `timeout_s` and, while the server is away,
-        is repeated for `retry_s`. Without certificates it speaks plain text."""
+        is repeated for `retry_s`. Without certificates it speaks plain text. Without a `key`, that
+        of the environment or the one kept for the address is sent, where there is one."""
         self.address = address
+        given = key or credentials.find(address)
+        self._credentials = (("authorization", f"Bearer {given}"),) if given else ()
         self.timeout_s = timeout_s
         self.retry_s = retry_s
         self.channel = open_channel(address, certificates, _options())
@@ -57,6 +61,10 @@ class Transport:
         """Close the channel."""
         await self.channel.close()
 
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what goes with every call: who calls, and the trace."""
+        return (*self._credentials, *tracing.headers())
+
     async def call(
         self, method: Callable[..., Awaitable[R]], request: Any, *, timeout_s: float = 0.0
     ) -> R:
@@ -69,7 +77,7 @@ class Transport:
         while True:
             try:
                 deadline_s = timeout_s or self.timeout_s
-                return await method(request, timeout=deadline_s, metadata=tracing.headers())
+                return await method(request, timeout=deadline_s, metadata=self.metadata())
             except grpc.aio.AioRpcError as failed:
                 error = from_call(failed)
             if not isinstance(error, ServerAway | Overloaded):
@@ -86,7 +94,7 @@ class Transport:
     ) -> AsyncIterator[Any]:
         """Yield a server stream's messages. Raises the ClientError of its status; no retry."""
         try:
-            call = method(request, timeout=timeout_s, metadata=tracing.headers())
+            call = method(request, timeout=timeout_s, metadata=self.metadata())
             async for message in call:
                 yield message
         except grpc.aio.AioRpcError as failed:

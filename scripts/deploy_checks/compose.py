@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from scripts.deploy_checks.objects import Manifest
 from scripts.deploy_checks.rules import CLOSING_S, settings_of
+from services.gateway.access import exposure
+from services.gateway.settings import GatewaySettings
 
 _ADDRESS = re.compile(r"[a-z+]+://(?:[^@/]*@)?/?([a-z-]+):(\d+).*")
 _SECONDS = re.compile(r"(\d+)s")
@@ -31,6 +33,8 @@ def _settings_fit(services: dict[str, Manifest]) -> Iterator[str]:
         values = {key: _filled(str(value)) for key, value in service["environment"].items()}
         settings, said = settings_of(kind, values)
         yield from (f"{name}: {one}" for one in said)
+        if isinstance(settings, GatewaySettings) and (why := exposure.refusal(settings)):
+            yield f"{name}: {why}"
         grace = _SECONDS.fullmatch(str(service.get("stop_grace_period", "10s")))
         if settings and (grace is None or int(grace[1]) < settings.drain_s + CLOSING_S):
             yield f"{name}: stop_grace_period is less than drain_s and {CLOSING_S} s to close"

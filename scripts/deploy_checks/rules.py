@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from scripts.deploy_checks.objects import Manifest, Objects, Pods
 from services.common.settings import ServiceSettings
 from services.concepts.settings import ConceptsSettings
+from services.gateway.access import exposure
 from services.gateway.settings import GatewaySettings
 from services.student.settings import StudentSettings
 from services.teacher.settings import TeacherSettings
@@ -20,7 +21,7 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
     "student": StudentSettings,
     "gateway": GatewaySettings,
 }
-SECRETS = ("stillhouse-stores", "stillhouse-bucket")
+SECRETS = ("stillhouse-stores", "stillhouse-bucket", "stillhouse-access")
 """What whoever deploys makes; everything else must be in the overlay."""
 CLOSING_S = 20
 """What a service may need to close after its calls have ended."""
@@ -83,6 +84,14 @@ def settings_fit(objects: Objects) -> Iterator[str]:
         yield from settings_of(pods.name, variables(pods))[1]
 
 
+def the_gateway_asks_who_calls(objects: Objects) -> Iterator[str]:
+    """A gateway that would refuse to start, because it listens to everybody, is found here."""
+    for pods in _services(objects):
+        settings, _ = settings_of(pods.name, variables(pods))
+        if isinstance(settings, GatewaySettings) and (said := exposure.refusal(settings)):
+            yield f"{pods.name}: {said}"
+
+
 def pods_have_no_rights(objects: Objects) -> Iterator[str]:
     """No root, no capabilities, no writable root file system, no token of the cluster."""
     for pods in objects.pods:
@@ -121,6 +130,9 @@ def claims_exist(objects: Objects) -> Iterator[str]:
     for pods in objects.pods:
         for volume in pods.spec.get("volumes", []):
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            secret = volume.get("secret", {}).get("secretName")
+            if secret and secret not in SECRETS:
+                yield f"{pods.name}: secret {secret} is unknown"
             if claim and not objects.named("PersistentVolumeClaim", claim):
                 yield f"{pods.name}: claim {claim} is missing"
         account = pods.spec.get("serviceAccountName")
@@ -220,6 +232,7 @@ def _secrets(pods: Pods) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     settings_fit,
+    the_gateway_asks_who_calls,
     pods_have_no_rights,
     pods_are_bounded,
     claims_exist,

@@ -228,6 +228,12 @@ class BlobStore:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._ref(project, name))
 
+    def stored_bytes(self, project: str) -> int:
+        """Return how many bytes a project's blobs and refs are; walks through all of them."""
+        self._fs.invalidate_cache()
+        found = self._fs.find(self._base(project), detail=True)
+        return sum(int(one["size"]) for one in found.values())
+
     def _write(self, path: str, data: bytes) -> None:
         folder = path.rsplit("/", 1)[0]
         self._fs.makedirs(folder, exist_ok=True)

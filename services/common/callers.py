@@ -25,8 +25,18 @@ REQUEST_ID = "x-request-id"
 JOB_ID = "x-job-id"
 Read = Callable[[str], str]
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PROJECT = re.compile(r"projects/([a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)/")
-_NAMES = ("name", "model", "encoder", "student", "dataset", "job", "concept_set.name", "model_name")
+_PROJECT = re.compile(r"projects/([a-z](?:[a-z0-9-]{0,61}[a-z0-9])?)(?:/|\Z)")
+_NAMES = (
+    "name",
+    "model",
+    "encoder",
+    "student",
+    "dataset",
+    "job",
+    "concept_set.name",
+    "project.name",
+    "model_name",
+)
 """Fields of requests that hold a resource's name, where there is no field `project`."""
 _OPEN_INFERENCE = "inference."
 _OPEN_NAMES = ("name", "model_name")
@@ -91,6 +101,18 @@ def project_of(request: object) -> str:
     return ""
 
 
+def projects_of(request: object) -> tuple[str, ...]:
+    """Return all projects that a request names; who may call it is asked for each."""
+    if not isinstance(request, Message):
+        return ()
+    found: list[str] = []
+    for get, read in _fields(request.DESCRIPTOR):
+        project = read(get(request))
+        if project and project not in found:
+            found.append(project)
+    return tuple(found)
+
+
 def _project_of_name(name: str) -> str:
     found = _PROJECT.match(name)
     return found[1] if found else ""
@@ -113,7 +135,9 @@ def _fields(message: Descriptor) -> tuple[tuple[Callable[[Message], str], Read],
     fields = message.fields_by_name
     is_open = message.full_name.startswith(_OPEN_INFERENCE)
     found: list[tuple[str, Read]] = [
-        (name, _project_of_id) for name in ("project", "repository_name") if name in fields
+        (name, _project_of_id)
+        for name in ("project", "project_id", "repository_name")
+        if name in fields and fields[name].type == FieldDescriptor.TYPE_STRING
     ]
     for path in _NAMES:
         field = fields.get(path.partition(".")[0])

@@ -2,6 +2,8 @@
 
 StillhouseError
 ├── InvalidInput        INVALID_ARGUMENT     BadRequest field violation
+├── Unauthenticated     UNAUTHENTICATED      reason CREDENTIALS_MISSING, _INVALID or _EXPIRED
+├── PermissionDenied    PERMISSION_DENIED    reason ROLE_TOO_LOW, metadata needed_role, role
 ├── NotFound            NOT_FOUND            ResourceInfo
 │   └── DataLoss        DATA_LOSS            ResourceInfo; stored bytes are damaged
 ├── AlreadyExists       ALREADY_EXISTS       ResourceInfo
@@ -84,6 +86,39 @@ class InvalidInput(StillhouseError):
             for field, why in self.violations
         ]
         return [error_details_pb2.BadRequest(field_violations=found)]
+
+
+class Unauthenticated(StillhouseError):
+    """The caller has not shown who he is, or not validly."""
+
+    code = code_pb2.UNAUTHENTICATED
+    reason = "CREDENTIALS_INVALID"
+
+
+class CredentialsMissing(Unauthenticated):
+    """The call carries no credentials."""
+
+    reason = "CREDENTIALS_MISSING"
+
+
+class CredentialsExpired(Unauthenticated):
+    """The credentials were good once."""
+
+    reason = "CREDENTIALS_EXPIRED"
+
+
+class PermissionDenied(StillhouseError):
+    """The caller is known and his role is too low."""
+
+    code = code_pb2.PERMISSION_DENIED
+    reason = "ROLE_TOO_LOW"
+
+    def __init__(self, message: str, *, needed_role: str, role: str) -> None:
+        super().__init__(message)
+        self.needed_role, self.role = needed_role, role
+
+    def metadata(self) -> dict[str, str]:
+        return {"needed_role": self.needed_role, "role": self.role}
 
 
 class NotFound(StillhouseError):

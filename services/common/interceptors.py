@@ -27,6 +27,7 @@ from services.common.errors import (
     OutOfMemory,
     Overloaded,
     StillhouseError,
+    Unsupported,
     is_out_of_memory,
     is_out_of_space,
 )
@@ -118,6 +119,8 @@ class _Call:
         return value if callers.is_id(value) else ""
 
     def status_of(self, error: BaseException) -> status_pb2.Status:
+        if isinstance(error, NotImplementedError):
+            return Unsupported(f"{self.method}: this server does not have it").to_status()
         if isinstance(error, StillhouseError) and not isinstance(error, Internal):
             return error.to_status()
         if is_out_of_space(error):
@@ -155,7 +158,9 @@ def _wrap(handler: Any, method: str) -> Any:
             else grpc.unary_stream_rpc_method_handler
         )
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-        return make(_streaming(inner, method), _reader(handler), handler.response_serializer)
+        # One that writes to the context, as health's does, is waited for like a unary one.
+        wrapped = _unary if inspect.iscoroutinefunction(inner) else _streaming
+        return make(wrapped(inner, method), _reader(handler), handler.response_serializer)
     make_unary = (
         grpc.stream_unary_rpc_method_handler
         if handler.request_streaming

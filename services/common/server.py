@@ -62,7 +62,8 @@ class App:
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
     opened. `bound` is told the host and port before `start`. `peers` asks the services behind this
-    one for their figures. `ready` is set while the service takes work.
+    one for their figures. `ready` is set while the service takes work. `interceptors` stand before
+    every handler, inside the one that turns errors into statuses.
     """
 
     service: str
@@ -74,6 +75,7 @@ class App:
     stop: Hook = _nothing
     bound: Callable[[str, int], None] = lambda host, port: None
     peers: Peers = _nobody
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
     device: str = "cpu"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -185,10 +187,10 @@ def check_open(app: App) -> None:
 def _interceptors(app: App) -> list[grpc.aio.ServerInterceptor]:
     settings = app.settings
     if not settings.tls_clients or settings.tls is None:
-        return [ErrorInterceptor()]
+        return [ErrorInterceptor(), *app.interceptors]
     # The gateway's HTTP side calls the gateway itself.
     own = names_in(settings.tls.cert) if app.service == "gateway" else []
-    return [KnownCallers([*settings.tls_clients, *own]), ErrorInterceptor()]
+    return [KnownCallers([*settings.tls_clients, *own]), ErrorInterceptor(), *app.interceptors]
 
 
 def _listen(app: App, server: grpc.aio.Server) -> int:

@@ -27,8 +27,12 @@ async def _serve(settings: GatewaySettings) -> None:
 
 def build(settings: GatewaySettings) -> server.App:
     """Assemble the gateway. Call it in the event loop, which channels belong to."""
+    from services.gateway.access import exposure
     from services.gateway.assembly import Gateway
 
+    if said := exposure.refusal(settings):
+        sys.exit(said)
+    exposure.warn(settings, encrypted=settings.tls is not None)
     gateway = Gateway(settings)
 
     return server.App(
@@ -42,6 +46,7 @@ def build(settings: GatewaySettings) -> server.App:
         bound=gateway.edge.bound,
         ready=gateway.ready,
         peers=gateway.instances.stats,
+        interceptors=[gateway.interceptor],
     )
 
 

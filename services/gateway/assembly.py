@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import grpc.aio
 from stillhouse.gateway.v1 import (
+    access_pb2_grpc,
     datasets_pb2_grpc,
     jobs_pb2_grpc,
     models_pb2_grpc,
@@ -21,6 +22,13 @@ from services.common.inference.images import image_limits
 from services.common.inference.servicer import SERVICE as INFERENCE
 from services.common.outbound import Addresses
 from services.common.sandbox import sandbox_or_reason
+from services.gateway import paging
+from services.gateway.access.audit import AuditLog
+from services.gateway.access.authenticator import Authenticator
+from services.gateway.access.interceptor import Access, AccessInterceptor
+from services.gateway.access.quotas import Quotas
+from services.gateway.access.servicer import AccessServicer
+from services.gateway.access.tables import shared_secret
 from services.gateway.blob_servicer import BlobServicer
 from services.gateway.cache import EmbeddingCache
 from services.gateway.datasets.readers import Reading, UriPolicy
@@ -73,6 +81,11 @@ class Gateway:
         self.settings = settings
         self.store = Store(settings.database_url)
         self.blobs = BlobStore(settings.blob_url)
+        paging.sign_with(shared_secret(self.store, "page tokens"))
+        self.quotas = Quotas(settings, self.store, self.blobs)
+        self.audit = AuditLog(self.store, refusals_per_s=settings.audit_refusals_per_s)
+        self.authenticator = Authenticator(settings, self.store)
+        self.interceptor = AccessInterceptor(Access(self.authenticator, self.quotas, self.audit))
         self.peers = Peers.connect(settings)
         self.cache = EmbeddingCache(settings.redis_url, timeout_s=settings.cache_timeout_s)
         self.feed = Feed(self.store)
@@ -104,6 +117,7 @@ class Gateway:
             policy=UriPolicy.for_host(
                 settings.host,
                 settings.file_roots,
+                everybody=settings.auth == "none",
                 addresses=self.addresses,
                 hidden=[settings.blob_url],
             ),
@@ -116,7 +130,7 @@ class Gateway:
         self.datasets = DatasetServicer(
             self.store, reading, self.runner, max_archive_bytes=settings.max_archive_bytes
         )
-        self.jobs = DistillationServicer(tools, self.engine)
+        self.jobs = DistillationServicer(tools, self.engine, admit=self.quotas.admit_job)
         self.edge = Edge(settings)
         self.ready = asyncio.Event()
         """Set while the gateway takes work."""
@@ -146,13 +160,14 @@ class Gateway:
             server,
         )
         students_pb2_grpc.add_BlobServiceServicer_to_server(BlobServicer(self.blobs), server)
+        access_pb2_grpc.add_AccessServiceServicer_to_server(self._access(), server)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             self._inference(), server
         )
         projects_pb2_grpc.add_ProjectServiceServicer_to_server(
             ProjectServicer(self.store, self.addresses, self.chores), server
         )
-        names = ("Dataset", "Distillation", "Model", "Project", "Students", "Blob")
+        names = ("Access", "Dataset", "Distillation", "Model", "Project", "Students", "Blob")
         return [*(f"{_PACKAGE}.{name}Service" for name in names), INFERENCE]
 
     async def start(self) -> None:
@@ -183,10 +198,21 @@ class Gateway:
         await self.census.stop()
         await self.engine.stop()
         await self.runner.stop()
+        await self.close_access()
         await self.cache.close()
         await self.peers.close()
         await self.instances.close()
         self.store.close()
+
+    async def close_access(self) -> None:
+        """Wait until what was done is in the audit log, and what runs beside calls has ended."""
+        await self.audit.close()
+        await self.authenticator.close()
+        await self.quotas.close()
+
+    def _access(self) -> AccessServicer:
+        hours = self.settings.session_hours
+        return AccessServicer(self.store, self.authenticator, self.quotas, session_hours=hours)
 
     def _inference(self) -> GatewayInference:
         limits = image_limits(self.settings)

@@ -29,8 +29,11 @@ _log = logs.get(__name__)
 class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
     """The RPCs of DistillationService."""
 
-    def __init__(self, tools: Tools, engine: Engine) -> None:
-        self._tools, self._engine = tools, engine
+    def __init__(
+        self, tools: Tools, engine: Engine, *, admit: records.Admit = records.admit_all
+    ) -> None:
+        """`admit` refuses a job that a project may not have any more."""
+        self._tools, self._engine, self._admit = tools, engine, admit
         self._samples = Samples(tools)
         self._jobs = Gathered(functools.partial(records.get_many, tools.store))
 
@@ -40,7 +43,8 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
         names.check_id(request.project, field="project")
         check_spec(request.project, request.job, sandbox=self._tools.sandbox)
         await self._check(request.job)
-        row, is_new = await asyncio.to_thread(records.create, self._tools.store, request)
+        create = functools.partial(records.create, self._tools.store, request, admit=self._admit)
+        row, is_new = await asyncio.to_thread(create)
         # Asked for again, it may have lost its gateway before it got into the queue.
         if is_new or row.state == "QUEUED":
             await self._engine.enqueue(row)

@@ -26,6 +26,7 @@ from services.common.names import check_id, join, parse
 from services.common.tensors import to_message
 from services.gateway.image_embeddings import ImageEmbeddings
 from services.gateway.jobs.language_specs import check_sampling
+from services.gateway.paging import seal, unseal
 from services.gateway.peers import Peers
 
 
@@ -42,15 +43,18 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         self, request: pb.ListTeachersRequest, context: Context
     ) -> pb.ListTeachersResponse:
         check_id(request.project, field="project")
+        scope = f"teachers\0{request.project}"
         reply = await self._peers.ask(
             self._peers.teacher.ListModels,
             teacher_pb2.ListModelsRequest(
                 project=request.project,
                 page_size=request.page_size,
-                page_token=request.page_token,
+                page_token=unseal(request.page_token, scope),
             ),
         )
-        return pb.ListTeachersResponse(models=reply.models, next_page_token=reply.next_page_token)
+        more = reply.next_page_token
+        token = seal(more, scope) if more else ""
+        return pb.ListTeachersResponse(models=reply.models, next_page_token=token)
 
     async def GetTeacher(
         self, request: pb.GetTeacherRequest, context: Context

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.addresses import Address
 from services.common.settings import PORTS, ServiceSettings
 from services.common.tls import TlsFiles
+from services.gateway.access.grants import read_grants
+
+_SIGNATURES = frozenset(
+    f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)
+) | {"EdDSA"}
+"""Ways to sign a token that need a private key: whoever checks one cannot make one."""
 
 
 class GatewaySettings(ServiceSettings):
@@ -88,6 +95,53 @@ class GatewaySettings(ServiceSettings):
     allowed_hosts: tuple[str, ...] = ()
     """Host names, without port, that browsers may call this gateway by, as a JSON list. On loopback
     they come on top of loopback's own names; elsewhere an empty list allows every name."""
+    auth: Literal["none", "required"] = "none"
+    """Whether callers must show who they are. `none` makes everybody an admin, and is refused where
+    the gateway listens beyond loopback. See docs/access.md."""
+    admin_key_file: Path | None = None
+    """File with a key that is admin of every project: how the first admin gets in. Made by
+    `stillhouse keys admin FILE`."""
+    key_cache_s: float = Field(5.0, ge=0, le=60)
+    """How long a key or session that was looked up is taken as it was: how soon other gateways
+    notice that one was revoked."""
+    session_hours: float = Field(12.0, gt=0)
+    """Hours after which the workbench asks for a key again."""
+    oidc_issuer: str = ""
+    """Issuer of tokens (OpenID Connect) that are taken beside API keys, as its tokens write it."""
+    oidc_audience: str = ""
+    """Audience that its tokens must name; required with an issuer."""
+    oidc_jwks_url: str = ""
+    """Where its public keys are; empty asks `ISSUER/.well-known/openid-configuration`."""
+    oidc_algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """How tokens may be signed, as a JSON list. Only signatures that need a private key."""
+    oidc_claim: str = "groups"
+    """Claim whose values give roles."""
+    oidc_grants: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Roles by value of that claim, as a JSON object: `{"ml-team": ["fruit:runner"]}`; the project
+    `*` stands for every one."""
+    project_calls_per_s: float = Field(5000.0, ge=0)
+    """Calls a second of one project at this gateway; twice as many may come at once. 0 sets no
+    limit; an admin can set other limits for a project."""
+    project_unfinished_jobs: int = Field(2000, ge=0)
+    """Jobs of one project that wait or run; 0 sets no limit."""
+    project_stored_bytes: int = Field(1 << 40, ge=0)
+    """Bytes of one project in the blob store, looked at before a call that adds to them; 0 sets no
+    limit and counts nothing."""
+    audit_refusals_per_s: float = Field(10.0, gt=0)
+    """Refused calls a second that the audit log keeps, so that nobody can fill it from outside;
+    further ones are counted in the log."""
+
+    @model_validator(mode="after")
+    def _check_oidc(self) -> Self:
+        """Raise ValueError for tokens that anybody could make, or for grants that are none."""
+        for name in self.oidc_algorithms:
+            if name not in _SIGNATURES:
+                raise ValueError(f"oidc_algorithms: {name!r} is none of {sorted(_SIGNATURES)}")
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError("oidc_audience: is required with oidc_issuer")
+        for given in self.oidc_grants.values():
+            read_grants(given)
+        return self
 
     @property
     def http_tls(self) -> TlsFiles | None:

@@ -16,7 +16,10 @@ from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from services.common import callers
 from services.common.callers import Caller, project_of
 
-WITHOUT_PROJECT = {"GetInfo", "GetStats", "ServerLive", "ServerReady", "ServerMetadata"}
+WITHOUT_PROJECT = {
+    *("GetInfo", "GetStats", "ServerLive", "ServerReady", "ServerMetadata"),
+    *("CreateSession", "EndSession", "ListProjects"),
+}
 """Methods that are about no project."""
 
 
@@ -34,7 +37,9 @@ def fill(message: object, descriptor: object) -> None:
     for field in descriptor.fields:  # type: ignore[attr-defined]
         if field.is_repeated:
             continue
-        if field.name in ("project", "repository_name"):
+        if field.name == "project" and field.message_type:
+            message.project.name = "projects/p"  # type: ignore[attr-defined]
+        elif field.name in ("project", "project_id", "repository_name"):
             setattr(message, field.name, "p")
         elif field.type == FieldDescriptor.TYPE_STRING:
             setattr(message, field.name, "projects/p/models/one")

@@ -24,6 +24,11 @@ err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() el
 """Standard error: progress, notes and errors."""
 
 
+def day(time: Timestamp) -> str:
+    """Return the day of a time, in UTC."""
+    return time.ToDatetime().strftime("%Y-%m-%d")
+
+
 def to_plain(value: Any) -> Any:
     """Return `value` as JSON types; messages by their proto field names."""
     if isinstance(value, Message):

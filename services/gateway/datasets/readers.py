@@ -55,11 +55,13 @@ class UriPolicy:
         host: str,
         file_roots: Sequence[Path] = (),
         *,
+        everybody: bool = True,
         addresses: Addresses = Addresses(),  # noqa: B008  it is frozen
         hidden: Sequence[str] = (),
     ) -> UriPolicy:
-        """Return the policy of a gateway that listens on `host`."""
-        return cls(is_loopback(host), tuple(file_roots), addresses, tuple(hidden))
+        """Return the policy of a gateway that listens on `host`. Where it asks callers who they are
+        they are not `everybody` of this host, and have no files there by themselves."""
+        return cls(everybody and is_loopback(host), tuple(file_roots), addresses, tuple(hidden))
 
     def check(self, uri: str) -> None:
         """Raise InvalidInput for a malformed URI, Precondition for one that is not allowed."""

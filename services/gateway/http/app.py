@@ -21,6 +21,7 @@ from services.gateway.http.calls import BodyTooLarge, Caller
 from services.gateway.http.guards import Guards
 from services.gateway.http.pages import Pages
 from services.gateway.http.rules import Rules
+from services.gateway.http.session import Sessions
 from services.gateway.http.thumbnails import Thumbnails
 from services.gateway.http.transcode import Transcoder
 from services.gateway.settings import GatewaySettings
@@ -34,13 +35,14 @@ def make_app(settings: GatewaySettings, channel: grpc.aio.Channel) -> ASGIApp:
     caller = Caller(channel)
     limits = Limits(settings.max_image_bytes, settings.max_image_pixels)
     upload = uploads.Uploads(caller, max_bytes=settings.max_archive_bytes)
-    thumbnails = Thumbnails(caller, limits)
+    thumbnails = Thumbnails(caller, limits, asks=settings.auth == "required")
     transcoder = Transcoder(caller, Rules(), max_body_bytes=settings.max_message_bytes)
     routes = [
         Route("/openapi.json", _openapi),
         Route("/v1/info", functools.partial(_info, caller, settings.max_archive_bytes)),
         Route(f"{_PROJECT}/archives", upload.__call__, methods=["POST"]),
         Route(f"{_PROJECT}/images/{{digest}}", thumbnails.__call__, methods=["GET"]),
+        Route("/v1/session", Sessions(caller).__call__, methods=["POST", "DELETE"]),
         Route("/v1/{rest:path}", transcoder.__call__, methods=_ANY),
         Route("/{rest:path}", Pages().__call__, methods=["GET"]),
     ]

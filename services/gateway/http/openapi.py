@@ -129,6 +129,10 @@ def _error() -> dict[str, Any]:
 def _others(schemas: Schemas) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield path, verb and operation of the routes that are not RPCs with an annotation."""
     yield "/v1/info", "get", _other("GetInfo", "", _info(schemas), "Version and limits.")
+    done: dict[str, Any] = {"description": "Done; the cookie is set or removed."}
+    opened = _other("CreateSession", "", done, "Opens a session for the sender of a key.")
+    yield "/v1/session", "post", opened
+    yield "/v1/session", "delete", _other("EndSession", "", done, "Ends the session.")
     path = "/v1/projects/{project}/archives"
     answer = _answer(datasets_pb2.UploadArchiveResponse.DESCRIPTOR, schemas)
     upload = _other("UploadArchive", path, answer, "Uploads a zip or tar file as the body.")

@@ -11,9 +11,16 @@ from google.api import annotations_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
-from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2, models_pb2, projects_pb2, students_pb2
+from stillhouse.gateway.v1 import (
+    access_pb2,
+    datasets_pb2,
+    jobs_pb2,
+    models_pb2,
+    projects_pb2,
+    students_pb2,
+)
 
-_FILES = (datasets_pb2, jobs_pb2, models_pb2, projects_pb2, students_pb2)
+_FILES = (access_pb2, datasets_pb2, jobs_pb2, models_pb2, projects_pb2, students_pb2)
 _VARIABLE = re.compile(r"\{([a-z0-9_.]+)(?:=([^}]+))?\}")
 _SEGMENT = "[^/:]+"
 

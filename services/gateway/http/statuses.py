@@ -73,6 +73,8 @@ def response(status: status_pb2.Status, *, http: int = 0) -> Response:
     code = http or http_code(status.code)
     if code in (429, 503):
         headers["Retry-After"] = str(_retry_s(status))
+    if code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(to_json(status), code, headers, "application/json")
 
 

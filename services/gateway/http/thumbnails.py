@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from stillhouse.gateway.v1 import access_pb2, access_pb2_grpc, students_pb2_grpc
 from stillhouse.gateway.v1 import students_pb2 as pb
-from stillhouse.gateway.v1 import students_pb2_grpc
 
 from services.common import images
 from services.common.errors import InvalidInput
@@ -27,7 +27,11 @@ _NAMES = {"size_px", "sizePx", "box"}
 class Thumbnails:
     """`GET /v1/projects/{project}/images/{digest}?size_px=160&box=left,top,right,bottom`."""
 
-    def __init__(self, caller: Caller, limits: Limits) -> None:
+    def __init__(self, caller: Caller, limits: Limits, *, asks: bool = False) -> None:
+        """`asks` is whether the gateway asks who calls: what is kept is then shown only after it
+        has been asked again."""
+        self._asks = asks
+        self._access = access_pb2_grpc.AccessServiceStub(caller.channel)
         self._stub = students_pb2_grpc.BlobServiceStub(caller.channel)
         self._limits = limits
         self._cache = _Cache(_CACHE_BYTES)
@@ -41,6 +45,10 @@ class Thumbnails:
         said = repr((request.path_params, size_px, box, who))
         key = hashlib.sha256(said.encode()).hexdigest()
         data = self._cache.get(key)
+        if data is not None and self._asks:  # his key may have been revoked meanwhile
+            asked = access_pb2.WhoAmIRequest(project=request.path_params["project"])
+            metadata = calls.metadata(request)
+            await self._access.WhoAmI(asked, metadata=metadata, timeout=calls.CALL_S)
         if data is None:
             data = await self._make(request, size_px, box)
             self._cache.put(key, data)

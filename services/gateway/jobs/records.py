@@ -6,7 +6,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -28,6 +28,8 @@ from services.gateway.paging import Page
 from services.gateway.projects import webhooks
 from services.gateway.store import JobEventRow, JobRow, Store, answered, by_name, record
 
+Admit = Callable[[Session, str], None]
+"""Refuses a further job of a project, in the transaction that would add it."""
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 _METHOD = "CreateDistillationJob"
 _NEWEST = (
@@ -73,10 +75,17 @@ def name_of(row: JobRow) -> str:
     return names.join(row.project, "distillationJobs", row.job_id)
 
 
-def create(store: Store, request: pb.CreateDistillationJobRequest) -> tuple[JobRow, bool]:
+def admit_all(session: Session, project: str) -> None:
+    """Let every project have as many jobs as it likes."""
+
+
+def create(
+    store: Store, request: pb.CreateDistillationJobRequest, *, admit: Admit = admit_all
+) -> tuple[JobRow, bool]:
     """Insert a QUEUED job; return (row, whether it is new).
 
-    The same `request_id` with the same body returns the row already there. Raises InvalidInput.
+    The same `request_id` with the same body returns the row already there. Raises InvalidInput,
+    and what `admit` raises.
     """
     kind = str(request.job.WhichOneof("spec"))
     spec = pb.DistillationJob()
@@ -86,6 +95,7 @@ def create(store: Store, request: pb.CreateDistillationJobRequest) -> tuple[JobR
         key = (request.project, request.request_id, _METHOD, body)
         if (old := answered(session, *key)) is not None:
             return session.get_one(JobRow, int(old)), False
+        admit(session, request.project)
         row = JobRow(
             project=request.project,
             job_id=f"{kind.replace('_', '-')}-{uuid.uuid4().hex[:12]}",

@@ -41,6 +41,14 @@ TABLES: dict[str, tuple[str, ...]] = {
     "job_reviews": (),
     "request_ids": (),
     "gateways": (),
+    "projects": (),
+    "project_deletions": (),
+    "webhook_deliveries": (),
+    "api_keys": (),
+    "access_sessions": (),
+    "audit_entries": (),
+    "quotas": (),
+    "gateway_secrets": (),
 }
 """The columns, by table, in which digests of blobs can stand."""
 
@@ -49,6 +57,26 @@ OTHER_COLUMNS: dict[str, str] = {
     "request_ids.body_digest": "digest of a request, which is no blob",
     "request_ids.response": "an answer; what it names has a row of its own",
     "students.classes_json": "names of classes",
+    "api_keys.digest": "digest of a key, which is no blob",
+    "api_keys.creator": "who made it",
+    "access_sessions.digest": "digest of a session's secret, which is no blob",
+    "access_sessions.subject": "whose it is",
+    "access_sessions.display_name": "whose it is",
+    "access_sessions.grants_json": "roles",
+    "audit_entries.subject": "who did it",
+    "audit_entries.display_name": "who did it",
+    "audit_entries.resource": "the name of a resource",
+    "audit_entries.message": "what was said of a refusal",
+    "audit_entries.peer": "an address",
+    "gateway_secrets.value": "a secret",
+    "projects.retention_json": "days",
+    "projects.webhooks_json": "addresses and secrets",
+    "project_deletions.before_json": "counts",
+    "project_deletions.after_json": "counts",
+    "project_deletions.waiting_for": "what was said of a service that is away",
+    "webhook_deliveries.uri": "an address",
+    "webhook_deliveries.body": "tells of a job; what it names has a row of its own",
+    "webhook_deliveries.error": "what was said of an attempt",
 }
 """Further columns of text or bytes, and why none of them keeps a blob."""
 

@@ -17,6 +17,7 @@ from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import logs
 from services.common.errors import Precondition, StillhouseError
+from services.gateway.access.tables import ApiKeyRow, QuotaRow
 from services.gateway.instances import Instances
 from services.gateway.jobs import records as jobs
 from services.gateway.jobs.engine import Engine
@@ -38,6 +39,8 @@ _BY_PROJECT = {
     "webhook deliveries": DeliveryRow,
     "datasets": DatasetRow,
     "answered requests": RequestRow,
+    "API keys": ApiKeyRow,
+    "quotas": QuotaRow,
     "settings": ProjectRow,
 }
 _OF_JOBS = select(JobRow.pk)

@@ -1,0 +1,1 @@
+"""Who may do what at the gateway: credentials, roles, quotas, and the log of what was done."""

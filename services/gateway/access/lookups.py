@@ -1,0 +1,45 @@
+"""Rows that calls need again and again, kept in memory for some seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from services.gateway.gathering import Gathered
+
+V = TypeVar("V")
+_MOST = 10_000
+
+
+class Lookups(Generic[V]):
+    """Values by id: one look into a dict while fresh, else a read that others join.
+
+    That there is nothing under an id is kept as well. Use from one event loop; `load` blocks.
+    """
+
+    def __init__(self, load: Callable[[Sequence[str]], Mapping[str, V]], *, keep_s: float) -> None:
+        self._reads = Gathered(load)
+        self._keep_s = keep_s
+        self._known: OrderedDict[str, tuple[float, V | None]] = OrderedDict()
+
+    async def get(self, one: str) -> V | None:
+        """Return the value of an id, as it was `keep_s` ago at most. Raises what `load` raises."""
+        found = self._known.get(one)
+        if found is not None and found[0] > time.monotonic():
+            return found[1]
+        until_s = time.monotonic() + self._keep_s
+        value = await self._reads.get(one)
+        self._known[one] = until_s, value
+        while len(self._known) > _MOST:
+            self._known.popitem(last=False)
+        return value
+
+    def forget(self, one: str) -> None:
+        """Read an id anew when it is asked for next."""
+        self._known.pop(one, None)
+
+    def clear(self) -> None:
+        """Read everything anew."""
+        self._known.clear()
