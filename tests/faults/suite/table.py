@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from tests.faults.suite.faults import (
     FLUSH,
@@ -54,7 +54,7 @@ def outcomes(rounds: Iterable[Mapping[str, Any]], job: str) -> Table:
             cell = Fault.parse(each["fault"]).cell
             count[cell] += 1
             bad[cell] += wrong
-    table = Table("fault", *STAGES[job], title=f"{job} job")
+    table = Table(Column("fault", no_wrap=True), *STAGES[job], title=f"{job} job")
     rows = [(one, kind) for one in SERVICES for kind in (*KINDS, LONG_STOP, FLUSH)]
     for service, kind in [*rows, *(one[:2] for one in SPECIAL)]:
         cells = [(service, kind, stage) for stage in STAGES[job]]
