@@ -58,9 +58,11 @@ LACKING = (
     "GRPCInferenceService.RepositoryModelLoad",
     "GRPCInferenceService.RepositoryModelUnload",
     "Health.List",
+    "ProjectService.GetProjectDeletion",
+    "projects/fruit/deletion",
 )
-"""Who may call these gets NOT_FOUND for the student's weights, which are made up, or UNIMPLEMENTED
-for what the health service does not have."""
+"""Who may call these gets NOT_FOUND for the student's weights, which are made up, and for a deletion
+that nobody has begun, or UNIMPLEMENTED for what the health service does not have."""
 AT_ONCE = 16
 ROUTES = {
     "/openapi.json": {"GET": Rule(scope=PUBLIC)},
@@ -233,7 +235,7 @@ def http_cases(world: AccessWorld) -> Iterator[tuple[str, str, Rule]]:
     """Yield verb, path and rule of every route: those of the contract, then the others."""
     for rule in load_rules():
         path = re.sub(
-            r"\{(\w+)(?:=([^}]+))?\}",
+            r"\{([\w.]+)(?:=([^}]+))?\}",
             lambda found: name_of(found[2]) if found[2] else _value(found[1], world),
             rule.template,
         )
