@@ -61,8 +61,8 @@ LACKING = (
     "ProjectService.GetProjectDeletion",
     "projects/fruit/deletion",
 )
-"""Who may call these gets NOT_FOUND for the student's weights, which are made up, and for a deletion
-that nobody has begun, or UNIMPLEMENTED for what the health service does not have."""
+"""Who may call these gets NOT_FOUND for the student's weights, which are made up, and for a
+deletion that nobody has begun, or UNIMPLEMENTED for what the health service does not have."""
 AT_ONCE = 16
 ROUTES = {
     "/openapi.json": {"GET": Rule(scope=PUBLIC)},
