@@ -17,7 +17,14 @@ import pytest_asyncio
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from stillhouse.common.v1 import items_pb2
-from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2, models_pb2, projects_pb2, students_pb2
+from stillhouse.gateway.v1 import (
+    access_pb2,
+    datasets_pb2,
+    jobs_pb2,
+    models_pb2,
+    projects_pb2,
+    students_pb2,
+)
 
 from services.common.blobs import BlobStore
 from services.gateway import students
@@ -27,7 +34,7 @@ from tests.gateway.edge_world import World, edge_world, make_archive
 from tests.gateway.student_world import made
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-FILES = (datasets_pb2, jobs_pb2, models_pb2, projects_pb2, students_pb2)
+FILES = (access_pb2, datasets_pb2, jobs_pb2, models_pb2, projects_pb2, students_pb2)
 GONE = {"NOT_FOUND", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
 
 
@@ -165,13 +172,20 @@ ELSEWHERE = {
     "UploadArchive": "stores bytes of the caller's own, by project",
     "CreateProject": "makes a project; of one that there is it says so, to whoever may create any",
     "ListProjects": "is for those who may see all projects",
-    "ListTeachers": "passed on with the project: see tests/e2e/test_isolation.py",
+    "ListTeachers": "passed on with the project, by which the services keep what they have",
     "GetTeacher": "the same",
     "GenerateText": "the same",
     "ListProjectEncoders": "the same",
     "EmbedProjectImages": "the same",
     "ListProjectConceptSets": "the same",
     "CreateProjectConceptSet": "the same",
+    **dict.fromkeys(
+        (
+            *("CreateApiKey", "ListApiKeys", "RevokeApiKey", "WhoAmI", "CreateSession"),
+            *("EndSession", "ListAuditEntries", "GetQuota", "UpdateQuota"),
+        ),
+        "asked with another project's key in test_access_matrix.py",
+    ),
 }
 """RPCs that reach nothing of a project here, and why."""
 
