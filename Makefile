@@ -108,6 +108,9 @@ browser: $(VENV)/.dev web test-assets ## drive the workbench in a headless Chrom
 hostile: $(VENV)/.dev web test-assets ## at least 10,000 hostile inputs in 10 minutes; last line is JSON
 	$(BIN)/python -m tests.hostile.campaign
 
+soak: $(VENV)/.dev web test-assets ## ten minutes of mixed load: does memory grow, do files stay open? last line is JSON
+	$(BIN)/python -m tests.hostile.soak
+
 properties: $(VENV)/.dev ## the property tests of hostile input with many more examples
 	$(PYTEST) --hypothesis-profile hostile --timeout 3600 tests/common/test_hostile_bytes.py
 
