@@ -72,8 +72,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or inspect.iscoroutinefunction(handler.unary_stream):
-            return handler  # that of health's Watch, which writes its answers by itself
+        if handler is None:
+            return None
         method = str(handler_call_details.method)
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:

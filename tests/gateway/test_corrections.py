@@ -69,7 +69,9 @@ async def gateway(any_store: Store, reading: Reading) -> AsyncIterator[Gateway]:
             digest = reading.blobs.put("p", data)
             found = Ingested(MANIFEST, digest, len(data), (), 1, (), 0)
             records.finish(any_store, row.pk, found)
-    servicer = DatasetServicer(any_store, reading, IngestRunner(any_store, reading))
+    servicer = DatasetServicer(
+        any_store, reading, IngestRunner(any_store, reading), max_archive_bytes=1 << 20
+    )
     async with serving(
         lambda server: datasets_pb2_grpc.add_DatasetServiceServicer_to_server(servicer, server)
     ) as channel:

@@ -296,7 +296,7 @@ def test_a_source_without_texts_is_refused(
 @pytest.fixture
 async def stub(store: Store, reading: Reading) -> AsyncIterator[Any]:
     runner = IngestRunner(store, reading)
-    servicer = DatasetServicer(store, reading, runner)
+    servicer = DatasetServicer(store, reading, runner, max_archive_bytes=1 << 20)
 
     def register(server: grpc.aio.Server) -> None:
         datasets_pb2_grpc.add_DatasetServiceServicer_to_server(servicer, server)

@@ -70,7 +70,7 @@ def _fill(
 
 def _known(rng: random.Random, field: FieldDescriptor, names: Names, where: str) -> Any:
     pool = names.get(f"{where}.{field.name}") or names.get(field.name)
-    if pool:
+    if pool and field.enum_type is None:
         return rng.choice(pool)
     if field.enum_type is not None:
         return rng.choice(field.enum_type.values).number

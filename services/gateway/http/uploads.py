@@ -71,8 +71,8 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         if size >= _CHUNK_BYTES:
             yield b"".join(parts)
             parts, size = [], 0
-    if size:
-        yield b"".join(parts)
+    # An empty body is a message too, so that the gateway says what is wrong with it.
+    yield b"".join(parts)
 
 
 def refuse(status: Any, *, http: int = 0) -> Response:

@@ -36,7 +36,7 @@ class Postgres:
         if not (self.folder / "PG_VERSION").exists():
             await asyncio.to_thread(self._make)
         command = [str(POSTGRES_BIN_PATH / "postgres"), "-D", str(self.folder)]
-        command += ["-h", "127.0.0.1", "-p", str(self.port), "-k", str(self.folder)]
+        command += ["-h", "127.0.0.1", "-p", str(self.port), "-k", ""]
         environment = {processes.MARK: self._mark}
         log = self.folder.with_suffix(".log")
         self.process = await processes.spawn(command, log, environment, user=self._user)

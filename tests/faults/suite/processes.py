@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,13 +15,10 @@ import psutil
 
 MARK = "STILLHOUSE_FAULTS"
 """Variable in the environment of all processes of a world, by which they are found."""
-_PR_SET_PDEATHSIG = 1
+_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+# A function between fork and exec would run Python in the copy of a process with many threads.
 # The kernel ends a child with the thread that made it, so one thread that stays makes them all.
 _MAKER = ThreadPoolExecutor(1, "maker")
-
-
-def _die_with_us() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def spawn(
@@ -38,13 +34,12 @@ async def spawn(
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
             return subprocess.Popen(
-                list(command),
+                [*_DIE_WITH_US, *command],
                 env={**os.environ, **environment},
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_die_with_us,
                 user=user,
             )
 
