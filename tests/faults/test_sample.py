@@ -13,7 +13,13 @@ from tests.faults.suite.faults import Fault, Round, draw, matrix, pick
 from tests.faults.suite.jobs import make_catalogue
 from tests.faults.suite.record import Record
 
-pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.faults,
+    pytest.mark.timeout(3600),
+    # A world ends by killing all that bears its mark; nobody waits for each of them by its handle.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 _SAMPLE = (
     "concept:1:gateway.kill@teacher_outputs+0.300,redis.flush@regions+0.400,"
     "postgres.kill@concepts+0.200,student.kill@fit+0.300"

@@ -14,10 +14,17 @@ import psutil
 
 MARK = "STILLHOUSE_FAULTS"
 """Variable in the environment of all processes of a world, by which they are found."""
-_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
-# A function between fork and exec would run Python in the copy of a process with many threads.
+_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+# Done by a program of its own: with a user or a function to be called between fork and exec, the
+# process would be copied with its threads' locks, and gRPC's would crash the copy.
 # The kernel ends a child with the thread that made it, so one thread that stays makes them all.
 _MAKER = ThreadPoolExecutor(1, "maker")
+
+
+def _as(user: str | None) -> list[str]:
+    if user is None:
+        return []
+    return ["--reuid", user, "--regid", user, "--clear-groups"]
 
 
 async def spawn(
@@ -33,13 +40,12 @@ async def spawn(
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
             return subprocess.Popen(
-                [*_DIE_WITH_US, *command],
+                [*_DIE_WITH_US, *_as(user), "--", *command],
                 env={**os.environ, **environment},
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                user=user,
             )
 
     return await asyncio.get_running_loop().run_in_executor(_MAKER, start)
