@@ -47,6 +47,7 @@ def test_a_cut_is_ranked_trained_and_served(running: Suite) -> None:
     assert language.generate(running, job.model, "red") is not None
 
 
+@pytest.mark.slow
 def test_a_large_cut_is_made_in_rounds(running: Suite) -> None:
     asked = prune(non_embedding_share=0.3, rounds=2, controls=True, model_id="hopped")
     job = running.finish(running.create(asked), timeout_s=300)

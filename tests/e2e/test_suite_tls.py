@@ -64,6 +64,7 @@ def check_deletion(folder: str) -> None:
     assert stillhouse("projects", "show", "short").returncode == 3
 
 
+@pytest.mark.slow
 def test_a_suite_with_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certs = tmp_path / "certs"
     assert stillhouse("certs", str(certs)).returncode == 0
