@@ -43,6 +43,8 @@ _QUIET = (
 """Calls that look after the service; they are neither logged nor traced."""
 _OURS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 """Codes that are the service's failure; with the others the caller is told no."""
+_NOT_WRITTEN = "Method not implemented!"
+"""What the generated servicers raise."""
 _log = logs.get(__name__)
 _plain_log = logging.getLogger(__name__)
 """Says whether a line is wanted; the other makes half of it before it asks."""
@@ -59,10 +61,11 @@ def time_left_s(context: Context | None) -> float | None:
     return None if context is None else context.time_remaining()
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler: whatever it raises ends as one rich status, never as a stack trace."""
+class WrappingInterceptor(grpc.aio.ServerInterceptor):
+    """Stands before every handler as what `wrap(handler, method)` makes of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrap: Callable[[Any, str], Any]) -> None:
+        self._wrap = wrap
         self._wrapped: dict[str, tuple[Any, Any]] = {}
         """By method, a handler and what it became; wrapping it anew would cost every call."""
 
@@ -77,9 +80,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:
-            wrapped = _wrap(handler, method.removeprefix("/"))
+            wrapped = self._wrap(handler, method.removeprefix("/"))
             self._wrapped[method] = handler, wrapped
         return wrapped
+
+
+class ErrorInterceptor(WrappingInterceptor):
+    """Wraps every handler: whatever it raises ends as one rich status, never as a stack trace."""
+
+    def __init__(self) -> None:
+        super().__init__(_wrap)
 
 
 class _Call:
@@ -119,7 +129,8 @@ class _Call:
         return value if callers.is_id(value) else ""
 
     def status_of(self, error: BaseException) -> status_pb2.Status:
-        if isinstance(error, NotImplementedError):
+        # Of a method that no servicer has; a library's own error of this type is a failure of ours.
+        if isinstance(error, NotImplementedError) and str(error) == _NOT_WRITTEN:
             return Unsupported(f"{self.method}: this server does not have it").to_status()
         if isinstance(error, StillhouseError) and not isinstance(error, Internal):
             return error.to_status()

@@ -32,6 +32,8 @@ class Teacher(teacher_pb2_grpc.TeacherServiceServicer):
     async def GetModel(self, request, context):
         if request.name == "bug":
             raise RuntimeError("secret inside")
+        if request.name == "kernel":
+            raise NotImplementedError("secret kernel has no such device")
         if request.name == "disk":
             raise OSError(28, "No space left on device", "/secret/path")
         if request.name == "full":
@@ -91,7 +93,7 @@ def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
     with running() as (_, address), grpc.insecure_channel(address) as channel:
         stub = teacher_pb2_grpc.TeacherServiceStub(channel)
         seen = {}
-        for name in ("bad", "full", "quota", "disk", "memory", "bug", "left"):
+        for name in ("bad", "full", "quota", "disk", "memory", "bug", "kernel", "left"):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.GetModel(teacher_pb2.GetModelRequest(name=name), timeout=10)
             seen[name] = _status(caught.value)
@@ -105,9 +107,13 @@ def test_errors_end_as_rich_statuses_without_a_stack_trace() -> None:
         assert seen["left"][2] == "True"  # the deadline below, whose encoding rounds up
         assert "disk is full" in seen["disk"][2]
         assert "secret" not in seen["disk"][2]
-        assert seen["bug"][:2] == (13, ["ErrorInfo"])
-        assert "secret" not in seen["bug"][2]
-        assert "request id" in seen["bug"][2]
+        for name in ("bug", "kernel"):
+            assert seen[name][:2] == (13, ["ErrorInfo"])
+            assert "secret" not in seen[name][2]
+            assert "request id" in seen[name][2]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ListModels(teacher_pb2.ListModelsRequest(), timeout=10)
+        assert _status(caught.value)[:2] == (12, ["ErrorInfo"])  # the servicer does not have it
         retry = error_details_pb2.RetryInfo()
         assert retry.DESCRIPTOR.full_name == "google.rpc.RetryInfo"
 

@@ -4,6 +4,7 @@ that the contract gives each RPC."""
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from google.rpc import code_pb2
 
 from services.common import callers
 from services.common.errors import InvalidInput, StillhouseError
-from services.common.interceptors import Context
+from services.common.interceptors import Context, WrappingInterceptor
 from services.gateway.access import gate, identity, resources
 from services.gateway.access.audit import AuditLog, Entry
 from services.gateway.access.authenticator import Authenticator
@@ -32,29 +33,11 @@ class Access:
     audit: AuditLog
 
 
-class AccessInterceptor(grpc.aio.ServerInterceptor):
+class AccessInterceptor(WrappingInterceptor):
     """Stands before every handler, inside the interceptor that turns errors into statuses."""
 
     def __init__(self, access: Access) -> None:
-        self._access = access
-        self._wrapped: dict[str, tuple[Any, Any]] = {}
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = str(handler_call_details.method)
-        known, wrapped = self._wrapped.get(method, (None, None))
-        if known is not handler:
-            rule = rule_of(method.removeprefix("/"))
-            is_open = rule.scope == PUBLIC
-            wrapped = handler if is_open else _wrap(handler, method[1:], rule, self._access)
-            self._wrapped[method] = handler, wrapped
-        return wrapped
+        super().__init__(functools.partial(_guarded, access=access))
 
 
 class _Call:
@@ -130,6 +113,11 @@ def _outcome(error: Exception) -> tuple[str, str]:
     return "INTERNAL", type(error).__name__
 
 
+def _guarded(handler: Any, method: str, *, access: Access) -> Any:
+    rule = rule_of(method)
+    return handler if rule.scope == PUBLIC else _wrap(handler, method, rule, access)
+
+
 def _wrap(handler: Any, method: str, rule: Rule, access: Access) -> Any:
     name = f"{_kind(handler.request_streaming)}_{_kind(handler.response_streaming)}"
     inner = getattr(handler, name)
@@ -163,7 +151,7 @@ def _stream_out(inner: Any, method: str, rule: Rule, access: Access, *, reads_al
     """Of RPCs with many answers; all of ours change nothing, and those with many requests as well,
     such as reflection, are about no project."""
     if not rule.read_only:
-        raise NotImplementedError(f"{method}: no RPC that streams its answers may be a change")
+        raise TypeError(f"{method}: no RPC that streams its answers may be a change")
 
     async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
         call = _Call(access, method, rule, context)
