@@ -93,6 +93,24 @@ async def test_settings_are_kept_and_a_secret_is_shown_once(lab: Lab) -> None:
         assert (await http.patch(path, content=patch, headers=JSON)).status_code == 400, wrong
 
 
+async def test_the_list_of_projects_has_pages_whose_tokens_are_of_this_list(lab: Lab) -> None:
+    for name in ("page-1", "page-2", "page-3"):
+        made = json.dumps({"projectId": name})
+        assert (await lab.world.http.post("/v1/projects", content=made, headers=JSON)).is_success
+    found, token = [], ""
+    while True:
+        params = {"pageSize": 2, "pageToken": token}
+        page = (await lab.world.http.get("/v1/projects", params=params)).json()
+        found += [one["name"] for one in page["projects"]]
+        if not (token := page.get("nextPageToken", "")):
+            break
+    assert found == sorted(set(found))
+    assert {"projects/page-1", "projects/page-2", "projects/page-3"} <= set(found)
+    made_up = await lab.world.http.get("/v1/projects", params={"pageToken": "page-1"})
+    assert made_up.status_code == 400
+    assert "page_token" in made_up.text
+
+
 async def test_a_webhook_hears_of_every_end_signed_and_again_until_it_answers(lab: Lab) -> None:
     gateway = lab.world.gateway
     answers = {"/hook": (500, {}, b"x" * 100_000)}

@@ -11,9 +11,13 @@ from services.common import names, pages
 from services.common.errors import InvalidInput
 from services.common.interceptors import Context
 from services.common.outbound import Addresses
+from services.gateway import paging
 from services.gateway.projects import records
 from services.gateway.projects.chores import Chores
 from services.gateway.store import Store
+
+_LIST = "projects"
+"""What tokens of the list of projects are bound to."""
 
 
 class ProjectServicer(projects_pb2_grpc.ProjectServiceServicer):
@@ -41,12 +45,9 @@ class ProjectServicer(projects_pb2_grpc.ProjectServiceServicer):
         self, request: pb.ListProjectsRequest, context: Context
     ) -> pb.ListProjectsResponse:
         size = pages.check_size(request.page_size)
-        if request.page_token:
-            names.check_id(request.page_token, field="page_token")
-        found = await asyncio.to_thread(
-            records.list_after, self._store, request.page_token, size + 1
-        )
-        token = names.parse(found[size - 1].name)[0] if len(found) > size else ""
+        after = paging.unseal(request.page_token, _LIST)
+        found = await asyncio.to_thread(records.list_after, self._store, after, size + 1)
+        token = paging.seal(names.parse(found[size - 1].name)[0], _LIST) if len(found) > size else ""
         return pb.ListProjectsResponse(projects=found[:size], next_page_token=token)
 
     async def UpdateProject(
