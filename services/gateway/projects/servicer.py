@@ -47,7 +47,9 @@ class ProjectServicer(projects_pb2_grpc.ProjectServiceServicer):
         size = pages.check_size(request.page_size)
         after = paging.unseal(request.page_token, _LIST)
         found = await asyncio.to_thread(records.list_after, self._store, after, size + 1)
-        token = paging.seal(names.parse(found[size - 1].name)[0], _LIST) if len(found) > size else ""
+        token = (
+            paging.seal(names.parse(found[size - 1].name)[0], _LIST) if len(found) > size else ""
+        )
         return pb.ListProjectsResponse(projects=found[:size], next_page_token=token)
 
     async def UpdateProject(
