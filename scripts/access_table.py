@@ -14,7 +14,13 @@ sys.path.insert(0, str(ROOT))
 
 from stillhouse.common.v1 import access_pb2, info_pb2  # noqa: E402
 from stillhouse.gateway.v1 import access_pb2 as gateway_access_pb2  # noqa: E402
-from stillhouse.gateway.v1 import datasets_pb2, jobs_pb2, models_pb2, students_pb2  # noqa: E402
+from stillhouse.gateway.v1 import (  # noqa: E402
+    datasets_pb2,
+    jobs_pb2,
+    models_pb2,
+    projects_pb2,
+    students_pb2,
+)
 from stillhouse.inference.v2 import open_inference_pb2  # noqa: E402
 
 from services.gateway.access.rules import CALLER, INSTALLATION, PUBLIC, Rule, rule_of  # noqa: E402
@@ -23,6 +29,7 @@ PAGE = ROOT / "docs" / "access.md"
 BEGIN, END = "<!-- begin of the table -->\n", "<!-- end of the table -->\n"
 _FILES = (
     gateway_access_pb2,
+    projects_pb2,
     datasets_pb2,
     jobs_pb2,
     models_pb2,

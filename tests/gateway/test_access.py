@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,16 @@ from pydantic import ValidationError
 from stillhouse.common.v1 import access_pb2
 from stillhouse.gateway.v1 import access_pb2 as pb
 
-from services.common.errors import CredentialsExpired, InvalidInput, Unauthenticated
+from services.common.errors import (
+    CredentialsExpired,
+    InvalidInput,
+    PeerUnavailable,
+    Unauthenticated,
+)
 from services.gateway.access import exposure, key_format
+from services.gateway.access.audit import Entry
 from services.gateway.access.authenticator import COOKIE
+from services.gateway.access.lookups import Lookups
 from services.gateway.access.tokens import Tokens
 from services.gateway.paging import page, seal, unseal
 from services.gateway.settings import GatewaySettings
@@ -125,6 +133,53 @@ async def test_what_was_done_and_refused_is_in_the_audit_log(world: World) -> No
     assert second["method"] == "stillhouse.gateway.v1.StudentsService/UndoTuning"
     assert second["resource"] == "projects/default/students/fruit"
     assert second["subject"].startswith("apiKeys/")
+
+
+async def test_no_secret_of_a_refused_call_is_in_the_audit_log(world: World) -> None:
+    runner = make_key(world.gateway.store, "default", access_pb2.ROLE_RUNNER)
+    secret = "whsec_c2VjcmV0LXRoYXQtbm9ib2R5LW1heS1zZWU="
+    hook = {"uri": "https://example.org/hook", "secret": secret}
+    body = json.dumps({"project": {"webhooks": [hook]}})
+    path = "/v1/projects/default"
+    said = await world.http.patch(path, content=body, headers={**bearer(runner), **JSON})
+    assert said.status_code == 403
+    found = await world.http.get(f"{path}/auditEntries", headers=admin(world))
+    first = found.json()["entries"][0]
+    assert first["resource"] == "projects/default"
+    assert secret not in found.text
+
+
+async def test_an_entry_that_no_database_takes_does_no_harm_to_others(world: World) -> None:
+    audit = world.gateway.audit
+    entries = [
+        Entry("default", "apiKeys/x", "x", "m", f"projects/default/{name}", "OK", "", "r", "p")
+        for name in ("good", "bad\0name", "half\ud800")
+    ]
+    for one in entries:
+        audit.note(one)
+    await audit.close()
+    found = await world.http.get("/v1/projects/default/auditEntries", headers=admin(world))
+    shown = [one["resource"].rpartition("/")[2] for one in found.json()["entries"][:3]]
+    assert shown == ["half?", "bad\ufffdname", "good"]
+
+
+async def test_what_was_read_before_it_was_forgotten_is_not_kept() -> None:
+    begun, may_end, value = threading.Event(), threading.Event(), ["old"]
+
+    def load(ids: Sequence[str]) -> dict[str, str]:
+        found = dict.fromkeys(ids, value[0])
+        begun.set()
+        may_end.wait(10)
+        return found
+
+    lookups: Lookups[str] = Lookups(load, keep_s=60)
+    first = asyncio.create_task(lookups.get("a"))
+    await asyncio.to_thread(begun.wait, 10)
+    value[0] = "new"
+    lookups.forget("a")
+    may_end.set()
+    await first
+    assert await lookups.get("a") == "new"
 
 
 async def test_a_project_that_calls_too_often_is_told_when_to_come_again(tmp_path: Path) -> None:
@@ -337,6 +392,19 @@ async def test_an_unknown_key_is_looked_for_once_a_minute(
     tokens._keys._tried_s -= 61
     assert (await tokens.identify(provider.token("two"))).subject == "users/ada"
     assert provider.asked == 2
+
+
+async def test_old_keys_are_used_for_an_hour_while_the_provider_is_away(provider: Provider) -> None:
+    tokens = tokens_of(provider)
+    await tokens.identify(provider.token())
+    keys = tokens._keys
+    keys._url = f"http://127.0.0.1:{free_port()}/keys"
+    keys._fetched_s -= 1_800
+    keys._tried_s -= 61
+    assert (await tokens.identify(provider.token())).subject == "users/ada"
+    keys._fetched_s -= 1_900
+    with pytest.raises(PeerUnavailable):
+        await tokens.identify(provider.token())
 
 
 def test_settings_refuse_what_anybody_could_sign() -> None:

@@ -131,8 +131,15 @@ def to_message(row: AuditRow) -> pb.AuditEntry:
 
 def _insert(store: Store, entries: Sequence[Entry]) -> None:
     rows = [
-        {name: one[:_MOST_CHARACTERS] if isinstance(one, str) else one for name, one in row.items()}
+        {name: _shown(one) if isinstance(one, str) else one for name, one in row.items()}
         for row in map(asdict, entries)
     ]
     with store.write() as session:
         session.execute(insert(AuditRow), rows)
+
+
+def _shown(text: str) -> str:
+    """A text as every database takes it: one that PostgreSQL refuses would take the entries of
+    others, in the same batch, down with it."""
+    sound = text.encode(errors="replace").decode()
+    return sound.replace("\0", "\ufffd")[:_MOST_CHARACTERS]

@@ -18,6 +18,8 @@ from services.common.hosts import is_loopback
 
 KEEP_S = 600.0
 """How long keys count as current; one that a provider withdraws is refused after that."""
+LONGEST_S = 3_600.0
+"""How long keys are used while the provider cannot be asked."""
 PAUSE_S = 60.0
 """Shortest time between two fetches, whatever ids callers come with."""
 _FETCH_S = 5.0
@@ -48,7 +50,7 @@ class KeySet:
             await self._fetch()
         elif kid not in self._keys and self._fetching is not None:
             await asyncio.shield(self._fetching)
-        if not self._keys:
+        if time.monotonic() - self._fetched_s > LONGEST_S:
             said = "the identity provider's keys cannot be fetched now; try again"
             raise PeerUnavailable(said, retry_after_s=PAUSE_S)
         return self._keys.get(kid)

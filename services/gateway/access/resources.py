@@ -21,12 +21,24 @@ def named(request: Any, response: Any) -> str:
                 return found
     if not isinstance(request, Message):
         return ""
-    fields = request.DESCRIPTOR.fields_by_name
+    texts = _texts(request)
     for field in _NAMES:
-        is_text = field in fields and fields[field].type == FieldDescriptor.TYPE_STRING
-        if is_text and (found := str(getattr(request, field))):
-            return found
-    return f"projects/{request.project}" if "project" in fields else ""  # type: ignore[attr-defined]
+        if texts.get(field):
+            return texts[field]
+    for project in (texts.get("project"), texts.get("project_id")):
+        if project:
+            return f"projects/{project}"
+    # Such as UpdateProject's, which brings the project itself: its name, and nothing else of it.
+    return next((found for read in _readers(request.DESCRIPTOR) if (found := read(request))), "")
+
+
+def _texts(request: Message) -> dict[str, str]:
+    """The fields of a request that are one text each; those that hold messages may hold secrets."""
+    return {
+        field.name: str(getattr(request, field.name))
+        for field in request.DESCRIPTOR.fields
+        if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated
+    }
 
 
 @functools.cache
