@@ -14,15 +14,17 @@ from services.torch_common.lanes import Lanes
     ("threads", "size", "wanted"),
     [
         (2, 16, [8, 8]),
-        (2, 5, [3, 2]),
+        (2, 5, [3, 3]),
         (2, 3, [3]),
         (1, 16, [16]),
         (4, 4, [2, 2]),
-        (3, 32, [11, 11, 10]),
+        (3, 16, [6, 6, 6]),
+        (3, 32, [11, 11, 11]),
         (64, 16, [2] * 8),
+        (64, 41, [3] * 14),
     ],
 )
-def test_a_pass_is_cut_evenly_and_no_part_is_tiny(
+def test_a_pass_is_cut_into_equal_parts_and_none_is_tiny(
     threads: int, size: int, wanted: list[int]
 ) -> None:
     assert Lanes(threads).sizes(size) == wanted
@@ -87,3 +89,23 @@ def test_bits_depend_on_the_size_of_the_pass_alone() -> None:
     for count in (3, 8, 11):
         again = lanes.run(part, images[:count], 16)
         assert all(torch.equal(one, two) for one, two in zip(whole, again, strict=False))
+
+
+def test_bits_do_not_depend_on_where_in_a_shard_an_item_stands() -> None:
+    torch.manual_seed(0)
+    shapes: set[int] = set()
+    layer = torch.nn.MultiheadAttention(64, 4, batch_first=True).eval()
+    images = list(torch.randn(16, 49, 64))
+
+    def part(items: list[torch.Tensor], size: int) -> list[torch.Tensor]:
+        shapes.add(size)
+        batch = torch.cat([torch.stack(items), torch.zeros(size - len(items), 49, 64)])
+        with torch.inference_mode():
+            return list(layer(batch, batch, batch)[0])[: len(items)]
+
+    lanes = Lanes(3)
+    whole = lanes.run(part, images, 16)
+    for known in (1, 5, 10):  # items that have their results already, so that the others move up
+        again = lanes.run(part, images[known:], 16)
+        assert all(torch.equal(*pair) for pair in zip(whole[known:], again, strict=True))
+    assert len(shapes) == 1
