@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
+from services.torch_common.threads import set_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -76,8 +76,8 @@ def _cut(items: Sequence[T], sizes: Sequence[int]) -> list[tuple[list[T], int]]:
 
 
 def _on(threads: int, part: Part[T, R], items: list[T], size: int) -> list[R]:
-    """Run a part with so many threads an operator; torch keeps the number by thread."""
+    """Run a part with so many threads an operator."""
     if getattr(_mine, "threads", 0) != threads:
-        torch.set_num_threads(threads)
+        set_threads(threads)
         _mine.threads = threads
     return part(items, size)

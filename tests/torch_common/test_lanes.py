@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from services.torch_common.lanes import Lanes
+from tests.torch_common.other_threads import set_elsewhere
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,19 @@ def test_parts_run_side_by_side_with_their_share_of_the_threads() -> None:
         return [torch.get_num_threads() for _ in items]
 
     assert Lanes(4, least=8).run(part, list(range(16)), 16) == [2] * 16
+
+
+def test_a_part_keeps_its_threads_whatever_other_threads_set() -> None:
+    before = torch.get_num_threads()
+
+    def part(items: list[int], size: int) -> list[int]:
+        set_elsewhere(1)
+        return [torch.get_num_threads() for _ in items]
+
+    try:
+        assert Lanes(4, least=8).run(part, list(range(16)), 16) == [2] * 16
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_a_part_raises_is_raised_once_all_have_ended() -> None:
