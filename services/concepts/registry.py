@@ -156,6 +156,7 @@ class Registry:
         return Loaded(self._serve(model, entry.licence), model.size_bytes)
 
     def _read(self, entry: ImageTextEncoder) -> EncoderModel:
+        set_threads(self._settings.threads)  # what is computed once for an encoder is kept
         cache = self._settings.cache_dir
         paths = ensure_all(self._catalogue, [entry.id], cache)
         return load_model(entry, self._catalogue, paths, cache, self._compute)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,18 @@ class _TransformersNetwork:
         self._model = compute.place(model, channels_last=False)
         self._move = compute.move
         self.size_bytes = size_of(model)
-        self._seen: list[Tensor] = []
+        # By thread: parts of one pass run in several at once.
+        self._seen = threading.local()
         last = _last_linear(model, classes)
         self.feature_dim = last.in_features
         last.register_forward_pre_hook(self._remember)
 
     def _remember(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen.append(inputs[0])
+        self._seen.features = inputs[0]
 
     def __call__(self, batch: Tensor) -> Outputs:
-        self._seen.clear()
         logits = self._model(pixel_values=self._move(batch).contiguous()).logits
-        features = self._seen.pop()
+        features = self._seen.__dict__.pop("features")
         return Outputs(logits.float().cpu(), features.reshape(len(batch), -1).float().cpu())
 
 

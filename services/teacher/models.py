@@ -2,7 +2,7 @@
 digest.
 
 ``backbones.py`` makes the networks; this module knows nothing of where they came from. A classifier
-does not change once made, and may be called from any one thread at a time.
+does not change once made, and may be called from several threads at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Outputs(NamedTuple):
 
 
 class Network(Protocol):
-    """The computation inside a classifier."""
+    """The computation inside a classifier; several threads may call it at a time."""
 
     feature_dim: int
     size_bytes: int

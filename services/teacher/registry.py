@@ -35,6 +35,7 @@ from services.teacher.trained import load_trained
 from services.torch_common.compute import Compute
 from services.torch_common.heads import LinearHead
 from services.torch_common.lanes import Lanes
+from services.torch_common.threads import set_threads
 
 Key = tuple[str, str]
 """Project and model id; the project is empty for the catalogue's."""
@@ -56,7 +57,9 @@ class Registry:
 
     def __init__(self, settings: TeacherSettings, catalogue: Catalogue, blobs: BlobStore) -> None:
         self._settings, self._catalogue, self._blobs = settings, catalogue, blobs
-        self.executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.executor = ThreadPoolExecutor(
+            1, "model", initializer=set_threads, initargs=(settings.threads,)
+        )
         """The one thread in which every model computes."""
         self.device = Device(self.executor, settings.weights)
         """Gives turns in it."""
@@ -219,10 +222,12 @@ class Registry:
         return ServedModel(classifier, batcher, memory, licence, classifier.id)
 
     def _from_catalogue(self, entry: ImageModel) -> ImageClassifier:
+        set_threads(self._settings.threads)
         path = ensure(entry, self._settings.cache_dir)
         return load_classifier(entry, path, self._compute)
 
     def _trained(self, project: str, model_id: str, record: ClassifierRecord) -> ServedModel:
+        set_threads(self._settings.threads)
         classifier = load_trained(model_id, record, self._blobs, project, self._compute)
         served = self._serve(classifier, record.licence)
         return replace(served, trunk=record.architecture, single_label=record.single_label)

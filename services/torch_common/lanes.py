@@ -7,12 +7,13 @@ cores. With two lanes on two cores EfficientNet-lite2 embeds 8 to 31 per cent mo
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
+from services.torch_common.threads import set_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,7 +28,8 @@ _mine = threading.local()
 
 class Lanes:
     """Runs passes in at most `threads` parts. How a pass is cut depends on its size and `threads`
-    alone, so that the bits of a shard's results do not depend on what else runs."""
+    alone, and all parts have one shape, so that the bits of a shard's results depend neither on
+    what else runs nor on where in the shard an item stands."""
 
     def __init__(self, threads: int, *, least: int = _LEAST) -> None:
         """With one thread passes run whole, where they are called. ValueError unless both are
@@ -38,17 +40,19 @@ class Lanes:
         self._pool = ThreadPoolExecutor(threads, "lane") if threads > 1 else None
 
     def sizes(self, size: int) -> list[int]:
-        """Return the sizes of a pass' parts, as equal as can be, the larger ones first."""
-        parts = max(1, min(self._threads, size // self._least))
-        return [size // parts + (at < size % parts) for at in range(parts)]
+        """Return the sizes of a pass' parts: all the same, with padding where they do not fit
+        evenly. It takes no longer, since the largest part is what a pass waits for."""
+        each = math.ceil(size / max(1, min(self._threads, size // self._least)))
+        return [each] * math.ceil(size / each)
 
     def run(self, part: Part[T, R], items: list[T], size: int) -> list[R]:
         """Run items padded to `size` and return one result for each, in order. What any part raises
         is raised once all have ended."""
-        cuts = _cut(items, self.sizes(size))
-        if self._pool is None or len(self.sizes(size)) == 1:
+        sizes = self.sizes(size)
+        if self._pool is None or len(sizes) == 1:
             return part(items, size)
-        threads = self._threads // len(self.sizes(size))
+        threads = self._threads // len(sizes)
+        cuts = _cut(items, sizes)
         futures = [self._pool.submit(_on, threads, part, mine, room) for mine, room in cuts]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:
@@ -72,8 +76,8 @@ def _cut(items: Sequence[T], sizes: Sequence[int]) -> list[tuple[list[T], int]]:
 
 
 def _on(threads: int, part: Part[T, R], items: list[T], size: int) -> list[R]:
-    """Run a part with so many threads an operator; torch keeps the number by thread."""
+    """Run a part with so many threads an operator."""
     if getattr(_mine, "threads", 0) != threads:
-        torch.set_num_threads(threads)
+        set_threads(threads)
         _mine.threads = threads
     return part(items, size)

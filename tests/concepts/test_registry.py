@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from services.common.catalogue import Catalogue, ImageTextEncoder
 from services.common.errors import NotFound, Precondition
+from services.concepts import registry as registry_module
 from services.concepts.model import EncoderModel
 from services.concepts.registry import Registry
 from services.concepts.settings import ConceptsSettings
 from services.torch_common.preprocess import Preprocessing
+from tests.torch_common.other_threads import one_thread_elsewhere
 
 EDGE = 16
 
@@ -73,9 +75,12 @@ async def registry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> AsyncIterator[Registry]:
     changes = getattr(request, "param", {})
-    settings = ConceptsSettings(cache_dir=tmp_path, threads=1, preload="kept", **changes)
+    settings = ConceptsSettings(
+        **{"cache_dir": tmp_path, "threads": 1, "preload": "kept", **changes}
+    )
     made = Registry(settings, Catalogue([entry(x) for x in ("kept", "a", "b")], {}))
-    monkeypatch.setattr(made, "_read", lambda of: model(made, of))
+    monkeypatch.setattr(registry_module, "ensure_all", lambda *_: {})
+    monkeypatch.setattr(registry_module, "load_model", lambda of, *_: model(made, of))
     yield made
     await made.close()
 
@@ -111,6 +116,20 @@ async def test_concurrent_first_calls_load_once_and_compute(registry: Registry) 
         assert row.dtype == np.float16
         np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=5e-3)
     assert names(registry) == ["a"]
+
+
+@pytest.mark.parametrize("registry", [{"threads": 3}], indirect=True)
+async def test_a_load_computes_with_the_services_threads(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noting(of: ImageTextEncoder, *_: object) -> EncoderModel:
+        seen.append(torch.get_num_threads())
+        return model(registry, of)
+
+    monkeypatch.setattr(registry_module, "load_model", noting)
+    with one_thread_elsewhere() as seen:
+        await registry.get("a")
+    assert seen == [3]
 
 
 async def test_regions_begin_with_the_whole_image(registry: Registry) -> None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from services.common.blobs import BlobStore
 from services.common.catalogue import load_catalogue
 from services.common.device import Device
 from services.common.errors import NotFound, Precondition
+from services.teacher.language import registry as registry_module
 from services.teacher.language.registry import LanguageRegistry
 from services.teacher.settings import TeacherSettings
-from services.torch_common.language.files import ModelSource
+from services.torch_common.language.files import ModelFiles, ModelSource
+from services.torch_common.language.loading import LoadedLanguageModel, load_folder
 from tests.teacher.language_models import publish, write_adapter, write_tiny
+from tests.torch_common.other_threads import one_thread_elsewhere
+
+THREADS = 3
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,11 @@ async def registry(
     folder: Path, tmp_path: Path
 ) -> AsyncIterator[tuple[LanguageRegistry, BlobStore]]:
     settings = TeacherSettings(
-        cache_dir=tmp_path / "cache", precision="float32", max_language_models=2, max_adapters=2
+        cache_dir=tmp_path / "cache",
+        threads=THREADS,
+        precision="float32",
+        max_language_models=2,
+        max_adapters=2,
     )
     blobs = BlobStore(str(tmp_path / "blobs"))
     for seed in range(3):
@@ -61,6 +72,17 @@ async def test_the_least_recently_used_leaves(registry) -> None:  # type: ignore
     async with models.use("default", "base0"):
         await _touch(models, "base1")
         assert _names(models) == ["base0", "base1"]
+
+
+async def test_a_load_computes_with_the_services_threads(registry, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def noting(files: ModelFiles, **how: Any) -> LoadedLanguageModel:
+        seen.append(torch.get_num_threads())
+        return load_folder(files, **how)
+
+    monkeypatch.setattr(registry_module, "load_folder", noting)
+    with one_thread_elsewhere() as seen:
+        await _touch(registry[0], "base0")
+    assert seen == [THREADS]
 
 
 async def test_what_is_in_use_stays_with_what_stands_on_it(registry) -> None:  # type: ignore[no-untyped-def]

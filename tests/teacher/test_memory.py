@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,13 @@ from stillhouse.teacher.v1 import teacher_pb2 as pb
 from services.common.blobs import BlobStore, digest_of
 from services.common.errors import NotFound, Precondition
 from services.common.tensors import pack_arrays
+from services.teacher import registry
+from services.teacher.backbones import load_classifier
+from services.teacher.models import ImageClassifier
 from services.teacher.servicer import TeacherServicer
 from tests.support import photo
 from tests.teacher.image_world import CLASSES, MODEL, NAME, SIZE_PX, teacher
+from tests.torch_common.other_threads import one_thread_elsewhere
 
 HEAD = "projects/default/models/head"
 SECOND = "projects/default/models/tiny-second"
@@ -73,6 +78,20 @@ async def test_models_are_loaded_listed_and_put_away(tmp_path: Path) -> None:
                 pb.UnloadModelRequest(name="projects/default/models/nobody"), None
             )
         assert (await servicer.Classify(asked(NAME), None)).results[0].HasField("classification")
+
+
+async def test_a_load_computes_with_the_services_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noting(*what: Any) -> ImageClassifier:
+        seen.append(torch.get_num_threads())
+        return load_classifier(*what)
+
+    monkeypatch.setattr(registry, "load_classifier", noting)
+    with one_thread_elsewhere() as seen:
+        async with teacher(tmp_path, threads=3) as servicer:
+            await servicer.LoadModel(pb.LoadModelRequest(name=NAME), None)
+    assert seen == [3]
 
 
 async def test_the_preloaded_model_stays(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from services.common.assets import DEFAULT_CACHE
 from services.common.catalogue import ImageModel, load_catalogue
@@ -19,8 +22,12 @@ from services.gateway.builtin_data import iter_fruit
 from services.teacher.backbones import load_classifier, preprocessing_of
 from services.teacher.models import ImageClassifier, with_head
 from services.torch_common.heads import LinearHead
+from services.torch_common.lanes import Lanes
 from services.torch_common.preprocess import Preprocessing
 from services.torch_common.timm_models import build_timm
+
+if TYPE_CHECKING:
+    from transformers import ViTForImageClassification
 
 CACHE = DEFAULT_CACHE.expanduser()
 CLASSES = ("owl", "wren", "gull")
@@ -175,9 +182,9 @@ def test_lite0_knows_fruit(lite0: ImageClassifier, fruit: list[Image.Image]) -> 
     assert (lite0.feature_dim, len(lite0.classes)) == (1280, 1000)
 
 
-@pytest.mark.parametrize("resample", [2, 3])
-def test_transformers_folder(tmp_path: Path, resample: int) -> None:
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+def vit(folder: Path) -> ViTForImageClassification:
+    """Write a tiny ViT of three classes that takes 32 pixels."""
+    from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(3)
     config = ViTConfig(
@@ -189,8 +196,16 @@ def test_transformers_folder(tmp_path: Path, resample: int) -> None:
         patch_size=8,
         id2label=dict(enumerate(CLASSES)),
     )
-    reference = ViTForImageClassification(config).eval()
-    reference.save_pretrained(tmp_path)
+    made = ViTForImageClassification(config).eval()
+    made.save_pretrained(folder)
+    return made
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+def test_transformers_folder(tmp_path: Path, resample: int) -> None:
+    from transformers import ViTImageProcessor
+
+    reference = vit(tmp_path)
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, resample=resample)
     processor.save_pretrained(tmp_path)
     fields = {"loader": "transformers", "architecture": "", "classes": (), "input": None}
@@ -207,6 +222,34 @@ def test_transformers_folder(tmp_path: Path, resample: int) -> None:
     assert (
         float((model.preprocess(image) - theirs).abs().max()) < 0.03
     )  # their resize is torchvision's
+
+
+def test_transformers_features_stay_with_their_part_of_the_pass(tmp_path: Path) -> None:
+    vit(tmp_path)
+    fields = {"loader": "transformers", "architecture": "", "classes": ()}
+    spec = {"size_px": 32, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    model = load_classifier(entry(tmp_path, input=spec, **fields), tmp_path)
+    images = noise(2, 32)
+    wanted = [model.forward_padded([image], 1).features[0] for image in images]
+    mine = threading.local()
+    first_seen, second_seen, first_done = (threading.Event() for _ in range(3))
+
+    def pause(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        (first_seen if mine.first else second_seen).set()
+        assert (second_seen if mine.first else first_done).wait(60)
+
+    def part(items: list[torch.Tensor], size: int) -> list[torch.Tensor]:
+        mine.first = items[0] is images[0]
+        assert mine.first or first_seen.wait(60)
+        features = list(model.forward_padded(items, size).features)
+        if mine.first:
+            first_done.set()
+        return features
+
+    # Both parts have been where features are seen before either takes its own.
+    model._network._model.classifier.register_forward_pre_hook(pause)  # type: ignore[attr-defined]
+    for got, want in zip(Lanes(2, least=1).run(part, images, 2), wanted, strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
 
 
 def test_transformers_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from services.torch_common.language.loading import (
     load_adapter,
     load_folder,
 )
+from services.torch_common.threads import set_threads
 
 R = TypeVar("R")
 _log = logs.get(__name__)
@@ -164,13 +165,15 @@ class LanguageRegistry:
         return served
 
     async def _load_whole(self, key: Key, files: ModelFiles) -> ServedLanguageModel:
-        load = partial(
-            load_folder, files, device=self._settings.device, precision=self._settings.precision
-        )
-        loaded = await asyncio.to_thread(load)
+        loaded = await asyncio.to_thread(self._read, files)
         head = Head(loaded.model, loaded.vocab_size)
         await self._run(partial(head.check, loaded.model))
         return ServedLanguageModel(key, loaded, head, self._queue(loaded, head))
+
+    def _read(self, files: ModelFiles) -> LoadedLanguageModel:
+        settings = self._settings
+        set_threads(settings.threads)
+        return load_folder(files, device=settings.device, precision=settings.precision)
 
     async def _load_adapter(self, key: Key, files: ModelFiles) -> ServedLanguageModel:
         base_key = await asyncio.to_thread(self._key, key[0] or "default", files.base)
