@@ -37,7 +37,7 @@ class AsyncClient:
     ) -> None:
         """Connect lazily to a gateway at `host:port` or `dns:///name:port`; without certificates in
         plain text. Without a `key`, that of STILLHOUSE_API_KEY or the one of `stillhouse login` is
-        sent, where there is one."""
+        sent, where there is one; in plain text beyond loopback with a warning."""
         self._transport = Transport(
             address, timeout_s=timeout_s, retry_s=retry_s, certificates=certificates, key=key
         )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
-from stillhouse_client import credentials, tracing
+from stillhouse_client import credentials, plain_text, tracing
 from stillhouse_client.certificates import Certificates, open_channel
 from stillhouse_client.errors import ClientError, NobodyThere, Overloaded, ServerAway, from_call
 
@@ -41,6 +41,8 @@ class Transport:
         self.address = address
         given = key or credentials.find(address)
         self._credentials = (("authorization", f"Bearer {given}"),) if given else ()
+        if given and certificates is None:
+            plain_text.warn(address)
         self.timeout_s = timeout_s
         self.retry_s = retry_s
         self.channel = open_channel(address, certificates, _options())

@@ -86,6 +86,33 @@ async def test_a_browser_logs_in_and_out(world: World) -> None:
     assert (await world.http.get("/v1/whoami", headers=cookie)).status_code == 401
 
 
+async def test_everybody_learns_which_credentials_are_taken(tmp_path: Path, world: World) -> None:
+    found = (await world.http.get("/v1/info")).json()
+    assert found["credentials"] == ["CREDENTIAL_KIND_API_KEY"]
+    provider = {"oidc_issuer": "https://id.example", "oidc_audience": AUDIENCE}
+    (tmp_path / "two").mkdir()
+    async with asking(tmp_path / "two", **provider) as other:
+        said = (await other.http.get("/v1/info")).json()["credentials"]
+        assert said == ["CREDENTIAL_KIND_API_KEY", "CREDENTIAL_KIND_TOKEN"]
+        # Which provider it is, is nobody's business before he has logged in.
+        assert "id.example" not in (await other.http.get("/v1/info")).text
+
+
+async def test_streams_and_pictures_need_the_cookie_alone(world: World) -> None:
+    key = make_key(world.gateway.store, "default", access_pb2.ROLE_VIEWER)
+    opened = await world.http.post("/v1/session", headers=bearer(key))
+    cookie = {"Cookie": f"{COOKIE}={opened.cookies[COOKIE]}"}
+    world.http.cookies.clear()
+    events = {"Accept": "text/event-stream"}
+    watch = "/v1/projects/default/distillationJobs/none:watch"
+    assert '"code":16' in (await world.http.get(watch, headers=events)).text.replace(" ", "")
+    allowed = await world.http.get(watch, headers={**events, **cookie})
+    assert '"code":5' in allowed.text.replace(" ", "")
+    picture = f"/v1/projects/default/images/{'a' * 64}"
+    assert (await world.http.get(picture)).status_code == 401
+    assert (await world.http.get(picture, headers=cookie)).status_code == 404
+
+
 async def test_over_https_the_cookie_is_secure(world: World) -> None:
     host = world.http.base_url.netloc.decode()
     headers = {**admin(world), "Origin": f"https://{host}"}

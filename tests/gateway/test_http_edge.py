@@ -271,6 +271,10 @@ async def test_info_says_the_limits(world: World) -> None:
     assert found["service"] == "gateway"
     assert int(found["maxArchiveBytes"]) > 0
     assert int(found["limits"]["maxImageBytes"]) > 0
+    assert found["credentials"] == ["CREDENTIAL_KIND_NONE"]
+    answer = (await world.http.get("/openapi.json")).json()["paths"]["/v1/info"]["get"]
+    content = answer["responses"]["200"]["content"]["application/json"]["schema"]["allOf"]
+    assert set(content[1]["properties"]) <= set(found)
 
 
 async def test_pages_are_served_with_their_headers(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ describe("follow", () => {
     follow(JOB, told, open);
     FakeSource.all[0]?.say("JOB_STATE_RUNNING", "tok/1");
     FakeSource.all[0]?.dispatchEvent(new Event("error"));
-    expect(told.onConnection).toHaveBeenLastCalledWith(false);
+    expect(told.onConnection).toHaveBeenLastCalledWith(false, "");
     vi.advanceTimersByTime(600);
     expect(FakeSource.all.map((one) => one.url)).toEqual([
       `/v1/${JOB}:watch`,
@@ -66,6 +66,31 @@ describe("follow", () => {
     vi.advanceTimersByTime(60_000);
     expect(FakeSource.all).toHaveLength(2);
     expect(told.onRefused).toHaveBeenCalledWith("no job j");
+  });
+
+  it("says what the server said of a connection it did not take, and asks again", () => {
+    const told = listener();
+    follow(JOB, told, open);
+    FakeSource.all[0]?.dispatchEvent(new MessageEvent("error", { data: '{"code":8,"message":"too many calls"}' }));
+    expect(told.onConnection).toHaveBeenLastCalledWith(false, "too many calls");
+    vi.advanceTimersByTime(600);
+    expect(FakeSource.all).toHaveLength(2);
+  });
+
+  it("waits for the login where a session has ended, then goes on after the last event", async () => {
+    const told = listener();
+    let login = (): void => undefined;
+    const renewed = vi.fn(() => new Promise<void>((resolve) => (login = resolve)));
+    follow(JOB, told, open, renewed);
+    FakeSource.all[0]?.say("JOB_STATE_RUNNING", "1");
+    FakeSource.all[0]?.dispatchEvent(new MessageEvent("error", { data: '{"code":16,"message":"this session has ended"}' }));
+    vi.advanceTimersByTime(60_000);
+    expect([FakeSource.all.length, FakeSource.all[0]?.closed]).toEqual([1, true]);
+    expect(renewed).toHaveBeenCalledWith(expect.objectContaining({ status: 401, message: "this session has ended" }), 0);
+    login();
+    await vi.runAllTimersAsync();
+    expect(FakeSource.all[1]?.url).toBe(`/v1/${JOB}:watch?resumeToken=1`);
+    expect(told.onRefused).not.toHaveBeenCalled();
   });
 
   it("stops when told to", () => {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+from typing import Any
 
 import grpc.aio
 from starlette.applications import Starlette
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
+from stillhouse.gateway.v1 import access_pb2
 
 from services.common.errors import Internal, StillhouseError
 from services.common.images import Limits
@@ -39,7 +41,7 @@ def make_app(settings: GatewaySettings, channel: grpc.aio.Channel) -> ASGIApp:
     transcoder = Transcoder(caller, Rules(), max_body_bytes=settings.max_message_bytes)
     routes = [
         Route("/openapi.json", _openapi),
-        Route("/v1/info", functools.partial(_info, caller, settings.max_archive_bytes)),
+        Route("/v1/info", functools.partial(_info, caller, _edge_info(settings))),
         Route(f"{_PROJECT}/archives", upload.__call__, methods=["POST"]),
         Route(f"{_PROJECT}/images/{{digest}}", thumbnails.__call__, methods=["GET"]),
         Route("/v1/session", Sessions(caller).__call__, methods=["POST", "DELETE"]),
@@ -73,11 +75,23 @@ def _document() -> bytes:
     return json.dumps(openapi.document(), separators=(",", ":")).encode()
 
 
-async def _info(caller: Caller, max_archive_bytes: int, request: Request) -> Response:
+def _edge_info(settings: GatewaySettings) -> dict[str, Any]:
+    """Return what the edge adds to GetInfo: its own limit, and which credentials are taken."""
+    taken = [access_pb2.CREDENTIAL_KIND_NONE]
+    if settings.auth == "required":
+        taken = [access_pb2.CREDENTIAL_KIND_API_KEY]
+        taken += [access_pb2.CREDENTIAL_KIND_TOKEN] if settings.oidc_issuer else []
+    return {
+        "maxArchiveBytes": str(settings.max_archive_bytes),
+        "credentials": [access_pb2.CredentialKind.Name(kind) for kind in taken],
+    }
+
+
+async def _info(caller: Caller, more: dict[str, Any], request: Request) -> Response:
     stub = info_pb2_grpc.InfoServiceStub(caller.channel)
     metadata = calls.metadata(request)
     answer = await stub.GetInfo(info_pb2.GetInfoRequest(), metadata=metadata, timeout=calls.CALL_S)
-    found = {**json.loads(payloads.dump(answer)), "maxArchiveBytes": str(max_archive_bytes)}
+    found = {**json.loads(payloads.dump(answer)), **more}
     headers = {"Cache-Control": "no-store"}
     return Response(json.dumps(found), headers=headers, media_type="application/json")
 

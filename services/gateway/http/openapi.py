@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor
 from google.rpc import status_pb2
 from stillhouse.common.v1 import info_pb2
-from stillhouse.gateway.v1 import datasets_pb2
+from stillhouse.gateway.v1 import access_pb2, datasets_pb2
 
 from services.gateway.http.comments import load_comments
 from services.gateway.http.rules import Rule, load_rules
@@ -151,10 +151,15 @@ def _others(schemas: Schemas) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def _info(schemas: Schemas) -> dict[str, Any]:
     base = schemas.answer(info_pb2.GetInfoResponse.DESCRIPTOR)
+    kind = schemas.field(access_pb2.WhoAmIResponse.DESCRIPTOR.fields_by_name["credential"])
+    said = "Which credentials are taken; CREDENTIAL_KIND_NONE where the gateway asks nobody."
     more = {
         "type": "object",
-        "properties": {"maxArchiveBytes": {"type": "string", "format": "int64"}},
-        "required": ["maxArchiveBytes"],
+        "properties": {
+            "maxArchiveBytes": {"type": "string", "format": "int64"},
+            "credentials": {"type": "array", "items": kind, "description": said},
+        },
+        "required": ["maxArchiveBytes", "credentials"],
     }
     content = {"application/json": {"schema": {"allOf": [base, more]}}}
     return {"description": "The answer.", "content": content}

@@ -1,4 +1,7 @@
-/** Follows a job's events over SSE, through reloads, restarts of the gateway and lost connections. */
+/** Follows a job's events over SSE, through reloads, restarts of the gateway, lost connections and ended logins. */
+
+import { ApiError, type StatusDetail } from "./api/http";
+import { session } from "./session.svelte";
 
 /** One event; `job` is the job as it was then. */
 export interface JobEvent<Job> {
@@ -14,8 +17,8 @@ export interface JobEvent<Job> {
 /** What a follower is told. */
 export interface Listener<Job> {
   onEvent(event: JobEvent<Job>): void;
-  /** True while events come, false while the connection is being made again. */
-  onConnection(connected: boolean): void;
+  /** True while events come, false while the connection is being made again; `why` is what the server said, if it did. */
+  onConnection(connected: boolean, why: string): void;
   /** The server refused for good: unknown job, not allowed. */
   onRefused(message: string): void;
 }
@@ -23,8 +26,9 @@ export interface Listener<Job> {
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 10_000;
 const OVER = new Set(["JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"]);
-/** Codes of google.rpc after which asking again is of no use: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED, UNAUTHENTICATED. */
-const FINAL = new Set([3, 5, 7, 16]);
+/** Codes of google.rpc after which asking again is of no use: INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED. */
+const FINAL = new Set([3, 5, 7]);
+const UNAUTHENTICATED = 16;
 
 /** Returns whether a job in this state will change no more. */
 export const isOver = (state: string | undefined): boolean => OVER.has(state ?? "");
@@ -37,6 +41,7 @@ export function follow<Job extends { state?: string }>(
   name: string,
   listener: Listener<Job>,
   open: (url: string) => EventSource = (url) => new EventSource(url),
+  renewed: (error: ApiError, seen: number) => Promise<void> = (error, seen) => session.renewed(error, seen),
 ): () => void {
   let source: EventSource | undefined;
   let timer: ReturnType<typeof setTimeout> | undefined;
@@ -50,18 +55,19 @@ export function follow<Job extends { state?: string }>(
     source?.close();
   };
 
-  const retry = (): void => {
+  const retry = (why = ""): void => {
     source?.close();
     if (stopped) return;
-    listener.onConnection(false);
+    listener.onConnection(false, why);
     timer = setTimeout(connect, wait);
     wait = Math.min(wait * 2, LONGEST_WAIT_MS);
   };
 
   const connect = (): void => {
+    const seen = session.logins;
     const query = token ? `?resumeToken=${encodeURIComponent(token)}` : "";
     source = open(`/v1/${name}:watch${query}`);
-    source.onopen = () => listener.onConnection(true);
+    source.onopen = () => listener.onConnection(true, "");
     source.onmessage = (message: MessageEvent<string>) => {
       wait = FIRST_WAIT_MS;
       token = message.lastEventId || token;
@@ -75,7 +81,10 @@ export function follow<Job extends { state?: string }>(
       if (status && FINAL.has(status.code)) {
         stop();
         listener.onRefused(status.message);
-      } else retry();
+      } else if (status?.code === UNAUTHENTICATED) {
+        source?.close();
+        void renewed(new ApiError(status.message, 401, status.code, status.details), seen).then(() => stopped || connect());
+      } else retry(status?.message);
     });
   };
 
@@ -83,11 +92,17 @@ export function follow<Job extends { state?: string }>(
   return stop;
 }
 
-function statusOf(event: Event): { code: number; message: string } | undefined {
+interface Refusal {
+  code: number;
+  message: string;
+  details?: StatusDetail[];
+}
+
+function statusOf(event: Event): Refusal | undefined {
   const data: unknown = (event as MessageEvent).data;
   if (typeof data !== "string") return undefined;
   try {
-    return JSON.parse(data) as { code: number; message: string };
+    return JSON.parse(data) as Refusal;
   } catch {
     return undefined;
   }

@@ -167,6 +167,15 @@ function recall(version: string): Draft[] {
   }
 }
 
+/** Forgets all unsaved edits of this tab, as when somebody leaves. */
+export function forgetEdits(): void {
+  try {
+    for (const name of Object.keys(sessionStorage)) if (name.startsWith(KEY)) sessionStorage.removeItem(name);
+  } catch {
+    // A forbidden storage holds none.
+  }
+}
+
 export const preview = new Preview();
 
 /** Ties the preview to what is on show; call it in one effect of the shell. */

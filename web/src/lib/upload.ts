@@ -1,5 +1,6 @@
 /** From what somebody dropped or picked to an archive in the project's store. */
 
+import { session } from "./session.svelte";
 import { tar, type TarEntry } from "./tar";
 
 /** What will be uploaded. */
@@ -63,14 +64,17 @@ export function fromInput(files: FileList): Source {
 }
 
 /** Sends an archive; returns its digest. Raises UploadError, also where `signal` stops it. */
-export function send(
+export async function send(
   project: string,
   archive: Blob,
   onProgress: (progress: Progress) => void,
   signal: AbortSignal,
 ): Promise<string> {
+  // A login that has ended is made anew before the bytes go, not after them.
+  await session.check();
   // fetch() tells nothing about how much of a body has been sent; XMLHttpRequest does.
-  return new Promise((resolve, reject) => {
+  return await new Promise((resolve, reject) => {
+    if (signal.aborted) return reject(stopped());
     const request = new XMLHttpRequest();
     request.open("POST", `/v1/projects/${encodeURIComponent(project)}/archives`);
     request.setRequestHeader("Content-Type", "application/octet-stream");
@@ -84,7 +88,7 @@ export function send(
     };
     request.onerror = () =>
       reject(new UploadError("The connection broke while uploading.", "Is the gateway running? Your files are untouched; try again."));
-    request.onabort = () => reject(new UploadError("The upload was stopped.", "Nothing was kept."));
+    request.onabort = () => reject(stopped());
     signal.addEventListener("abort", () => request.abort(), { once: true });
     request.send(archive);
   });
@@ -188,6 +192,10 @@ async function walk(entry: FileSystemEntry, above: string, found: TarEntry[]): P
     if (!some.length) return;
     for (const child of some) await walk(child, `${path}/`, found);
   }
+}
+
+function stopped(): UploadError {
+  return new UploadError("The upload was stopped.", "Nothing was kept.");
 }
 
 interface Answer {

@@ -1,5 +1,6 @@
 /** What the setup view works with: lists of the project and the job that is watched. */
 
+import { ApiError } from "../api/client";
 import type { Dataset, DistillationJob } from "../api/types";
 import { follow, isOver } from "../events";
 import * as calls from "./calls";
@@ -52,7 +53,9 @@ export class Workshop {
   /** Follows a dataset that is being read; where the gateway goes away, the next load takes it up again. */
   attend(dataset: Dataset): void {
     if (dataset.state !== "DATASET_STATE_CREATING" || this.attended.has(dataset.name)) return;
-    this.untilRead(dataset.name, new AbortController().signal).catch(() => undefined);
+    this.untilRead(dataset.name, new AbortController().signal).catch((error: unknown) => {
+      if (!(error instanceof ApiError && error.offline)) this.problem = error;
+    });
   }
 
   /** Reads the models again: a job has made one. */
@@ -99,6 +102,8 @@ export class Watch {
   /** Learning curves so far. */
   curves = $state.raw<Curves>({});
   connected = $state(true);
+  /** What the server says of a connection that it did not take; empty for one that just broke. */
+  unconnected = $state("");
   refused = $state("");
   private stop: () => void = () => undefined;
 
@@ -117,7 +122,10 @@ export class Watch {
         if (message) this.messages = [...this.messages.slice(1 - MESSAGES), { time: eventTime, text: message }];
         this.onChange(now);
       },
-      onConnection: (connected) => (this.connected = connected),
+      onConnection: (connected, why) => {
+        this.connected = connected;
+        this.unconnected = why;
+      },
       onRefused: (message) => (this.refused = message),
     });
   }
@@ -129,6 +137,7 @@ export class Watch {
     this.messages = [];
     this.curves = {};
     this.connected = true;
+    this.unconnected = "";
     this.refused = "";
   }
 }
