@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from stillhouse.common.v1 import access_pb2
 from stillhouse.gateway.v1 import access_pb2 as pb
 
 from services.common.blobs import BlobStore
 from services.common.manifest import Item, Manifest
+from services.common.tensors import pack_arrays
 from services.gateway import students
 from services.gateway.access import api_keys, key_format
 from services.gateway.access.tables import ApiKeyRow
+from services.gateway.projects.rows import DeletionRow
 from services.gateway.store import DatasetRow, JobEventRow, JobRow, Store
 from tests.gateway.parts import make_photo
 from tests.gateway.student_world import made
@@ -25,6 +29,7 @@ PROJECT, OTHER = "fruit", "other"
 REFUSED = ("no key", "wrong key", "garbage", "expired key", "revoked key")
 """Callers who are nobody."""
 CALLERS = (*REFUSED, "other project's", "viewer", "tuner", "runner", "admin", "everywhere")
+CLASSES, CONCEPTS, WIDTH = ("a", "b"), ("red", "round", "ripe"), 4
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,31 @@ def make_keys(store: Store) -> dict[str, str]:
     }
 
 
+def put_student(blobs: BlobStore) -> dict[str, str]:
+    """Store a student of two classes on three words; return the digests of its files."""
+    shape, column = (len(CLASSES), len(CONCEPTS)), np.zeros(len(CONCEPTS), np.float32)
+    arrays = {
+        "weight": np.arange(6, dtype=np.float32).reshape(shape),
+        "bias": np.zeros(len(CLASSES), np.float32),
+        "mean": column,
+        "std": column + 1,
+        "text": np.eye(len(CONCEPTS), WIDTH, dtype=np.float16),
+        "text_mean": np.zeros(WIDTH, np.float32),
+        "image_mean": np.zeros(WIDTH, np.float32),
+    }
+    weights = blobs.put(PROJECT, pack_arrays(arrays))
+    names = {"classes": CLASSES, "concepts": CONCEPTS, "loss": "softmax", "weights": weights}
+    card = {**names, "class_mean_presence": np.ones(shape).tolist()}
+    return {
+        "weights_digest": weights,
+        "card_digest": blobs.put(PROJECT, json.dumps(card).encode()),
+        "report_digest": blobs.put(PROJECT, b"{}"),
+    }
+
+
 def fill(store: Store, blobs: BlobStore) -> str:
-    """Make a dataset, a job, a student and a key to revoke; return the digest of an image."""
+    """Make a dataset, a job, a student, a key to revoke, and a deletion of what had the project's
+    name before; return the digest of an image."""
     digest = blobs.put(PROJECT, make_photo(1, (60, 40)))
     manifest = Manifest(("a", "b"), False, (Item("a/1.jpg", digest, "train", (0,)),))
     dataset = DatasetRow(project=PROJECT, dataset_id="pics", state="READY", source_json="{}")
@@ -95,7 +123,11 @@ def fill(store: Store, blobs: BlobStore) -> str:
                 expires=time.time() + 600,
             )
         )
-    students.publish(store, PROJECT, "fruit", made())
+        was, left = '{"jobs": 3}', '{"jobs": 0}'
+        session.add(
+            DeletionRow(project=PROJECT, before_json=was, after_json=left, ended=time.time())
+        )
+    students.publish(store, PROJECT, "fruit", made(**put_student(blobs)))
     return digest
 
 
