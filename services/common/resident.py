@@ -26,12 +26,12 @@ _log = logs.get(__name__)
 
 @dataclass(frozen=True)
 class Loaded(Generic[M]):
-    """What a load gives: the model, its own bytes, and the key of the model it stands on, which the
-    load has used."""
+    """What a load gives: the model, its own bytes, and the model it stands on, which the load has
+    used."""
 
     model: M
     size_bytes: int
-    under: Hashable | None = None
+    under: M | None = None
 
 
 @dataclass(eq=False)
@@ -179,9 +179,9 @@ class Residents(Generic[K, M]):
     async def _load(self, key: K, load: Load[M]) -> None:
         """Load a model and make room for it."""
         found = await load()
-        while found.under is not None and found.under not in self._here:
+        while found.under is not None and self._holding(found.under) is None:
             found = await load()  # what it stands on was put away in the meantime
-        under = None if found.under is None else self._here[found.under]
+        under = None if found.under is None else self._holding(found.under)
         one = Resident(key, found.model, found.size_bytes, under, self._pinned(key))
         self._here[key] = one
         self._take(one)
@@ -194,6 +194,10 @@ class Residents(Generic[K, M]):
             raise
         self._let_go(one)
         _log.info("loaded", model=str(key), mib=one.size_bytes >> 20, all_mib=self.size_bytes >> 20)
+
+    def _holding(self, model: M) -> Resident[K, M] | None:
+        """Return where this very model is; one of the same name may have come after it."""
+        return next((one for one in self._here.values() if one.model is model), None)
 
     async def _make_room(self, newcomer: Resident[K, M]) -> None:
         while self._budget and self.size_bytes > self._budget:

@@ -150,21 +150,32 @@ async def test_a_failed_load_leaves_nothing() -> None:
     assert world.here == ["a"]
 
 
-async def test_a_head_is_loaded_again_where_its_trunk_left_meanwhile() -> None:
-    world = World(0)
-    rounds = 0
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_head_is_loaded_again_where_its_trunk_left_meanwhile(comes_back: bool) -> None:
+    closed: list[object] = []
 
-    async def work() -> Loaded[str]:
-        nonlocal rounds
-        rounds += 1
-        await world.touch("trunk")
-        if rounds == 1:
-            await world.held.unload("trunk")
-        return Loaded("head", 1, "trunk")
+    async def put_away(model: object) -> None:
+        closed.append(model)
 
-    async with world.held.use("head", work) as model:
-        assert model == "head"
-    assert rounds == 2
+    async def trunk() -> Loaded[object]:
+        return Loaded(object(), 10)
+
+    async def head() -> Loaded[object]:
+        async with held.use("trunk", trunk) as under:
+            stands_on.append(under)
+        if len(stands_on) == 1:
+            await held.unload("trunk")
+            if comes_back:  # under the same name, but another one
+                async with held.use("trunk", trunk):
+                    pass
+        return Loaded(object(), 1, under)
+
+    held: Residents[str, object] = Residents(0, put_away)
+    stands_on: list[object] = []
+    async with held.use("head", head):
+        assert closed == stands_on[:1]
+        assert stands_on[1:] == [held.find("trunk")]
+        assert not await held.unload("nobody")
 
 
 async def test_a_load_goes_on_where_its_callers_leave_and_serves_those_who_come() -> None:
