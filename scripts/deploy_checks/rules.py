@@ -25,6 +25,8 @@ SECRETS = ("stillhouse-stores", "stillhouse-bucket", "stillhouse-access")
 """What whoever deploys makes; everything else must be in the overlay."""
 CLOSING_S = 20
 """What a service may need to close after its calls have ended."""
+_UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
+_MEMORY = re.compile(r"(\d+)(|Ki|Mi|Gi|Ti)")
 _ADDRESS = re.compile(r"dns:///([a-z-]+):(\d+)")
 Rule = Callable[[Objects], Iterator[str]]
 
@@ -123,6 +125,22 @@ def pods_are_bounded(objects: Objects) -> Iterator[str]:
         mounted = {mount["name"] for mount in pods.container.get("volumeMounts", [])}
         yield from (f"{pods.name}: volume {one} is missing" for one in mounted - pods.volumes)
         yield from (f"{pods.name}: volume {one} is not mounted" for one in pods.volumes - mounted)
+
+
+def models_fit_the_memory(objects: Objects) -> Iterator[str]:
+    """The weights that a service may keep take half of its memory limit at most: one over the limit
+    is killed, however well the service keeps its own budget."""
+    for pods in _services(objects):
+        settings, _ = settings_of(pods.name, variables(pods))
+        limit = str(pods.container.get("resources", {}).get("limits", {}).get("memory", ""))
+        if not isinstance(settings, TeacherSettings | ConceptsSettings) or not limit:
+            continue
+        found, budget = _MEMORY.fullmatch(limit), settings.max_models_bytes
+        if found is None:
+            yield f"{pods.name}: limit of memory {limit} is not a number of Ki, Mi, Gi or Ti"
+        elif not 0 < 2 * budget <= int(found[1]) << _UNITS[found[2]]:
+            said = f"MAX_MODELS_BYTES {budget} is more than half of {limit}, or no limit"
+            yield f"{pods.name}: {said}"
 
 
 def claims_exist(objects: Objects) -> Iterator[str]:
@@ -235,6 +253,7 @@ RULES: tuple[Rule, ...] = (
     the_gateway_asks_who_calls,
     pods_have_no_rights,
     pods_are_bounded,
+    models_fit_the_memory,
     claims_exist,
     probes_ask_the_service,
     pods_get_time_to_drain,

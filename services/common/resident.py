@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from services.common import logs
 from services.common.errors import Overloaded, Precondition
+from services.common.shared_work import SharedWork
 
 K = TypeVar("K", bound=Hashable)
 M = TypeVar("M")
@@ -25,12 +26,12 @@ _log = logs.get(__name__)
 
 @dataclass(frozen=True)
 class Loaded(Generic[M]):
-    """What a load gives: the model, its own bytes, and the key of the model it stands on, which the
-    load has used."""
+    """What a load gives: the model, its own bytes, and the model it stands on, which the load has
+    used."""
 
     model: M
     size_bytes: int
-    under: Hashable | None = None
+    under: M | None = None
 
 
 @dataclass(eq=False)
@@ -105,7 +106,8 @@ class Residents(Generic[K, M]):
         """`budget_bytes` of 0 sets no limit; `pinned` says which keys never make room."""
         self._budget, self._put_away, self._pinned = budget_bytes, put_away, pinned
         self._here: OrderedDict[Hashable, Resident[K, M]] = OrderedDict()
-        self._loading: dict[K, asyncio.Lock] = {}
+        self._loads: SharedWork[K] = SharedWork()
+        self._wanted: Counter[K] = Counter()
 
     def __iter__(self) -> Iterator[Resident[K, M]]:
         """Iterate over the models in memory, least recently used first."""
@@ -125,8 +127,8 @@ class Residents(Generic[K, M]):
     async def use(self, key: K, load: Load[M]) -> AsyncIterator[M]:
         """A model that stays in memory while the block runs.
 
-        Raises Overloaded where models in use leave it no room, Precondition where it could never
-        have any, and whatever `load` raises.
+        Callers share a load, which goes on where they leave. Raises Overloaded where models in use
+        leave it no room, Precondition where it could never have any, and whatever `load` raises.
         """
         one = await self._hold(key, load)
         try:
@@ -154,27 +156,32 @@ class Residents(Generic[K, M]):
         return True
 
     async def close(self) -> None:
-        """Close every model."""
+        """Close every model; give up loads in progress."""
+        await self._loads.close()
         leaving = list(self._here.values())
         self._here.clear()
         await asyncio.gather(*(self._put_away(one.model) for one in leaving))
 
     async def _hold(self, key: K, load: Load[M]) -> Resident[K, M]:
-        one = self._here.get(key)
-        if one is None:
-            async with self._loading.setdefault(key, asyncio.Lock()):
-                one = self._here.get(key)
-                if one is None:
-                    return await self._load(key, load)
-        self._take(one)
-        return one
+        self._wanted[key] += 1
+        try:
+            # One that is here but still makes room may have to leave again.
+            while key in self._loads or key not in self._here:
+                await self._loads.done(key, lambda: self._load(key, load))
+            one = self._here[key]
+            self._take(one)
+            return one
+        finally:
+            self._wanted[key] -= 1
+            if not self._wanted[key]:
+                del self._wanted[key]
 
-    async def _load(self, key: K, load: Load[M]) -> Resident[K, M]:
-        """Load a model and make room for it; it comes back taken."""
+    async def _load(self, key: K, load: Load[M]) -> None:
+        """Load a model and make room for it."""
         found = await load()
-        while found.under is not None and found.under not in self._here:
+        while found.under is not None and self._holding(found.under) is None:
             found = await load()  # what it stands on was put away in the meantime
-        under = None if found.under is None else self._here[found.under]
+        under = None if found.under is None else self._holding(found.under)
         one = Resident(key, found.model, found.size_bytes, under, self._pinned(key))
         self._here[key] = one
         self._take(one)
@@ -185,8 +192,12 @@ class Residents(Generic[K, M]):
             if self._here.pop(key, None) is not None:
                 await self._close(one)
             raise
+        self._let_go(one)
         _log.info("loaded", model=str(key), mib=one.size_bytes >> 20, all_mib=self.size_bytes >> 20)
-        return one
+
+    def _holding(self, model: M) -> Resident[K, M] | None:
+        """Return where this very model is; one of the same name may have come after it."""
+        return next((one for one in self._here.values() if one.model is model), None)
 
     async def _make_room(self, newcomer: Resident[K, M]) -> None:
         while self._budget and self.size_bytes > self._budget:
@@ -213,7 +224,8 @@ class Residents(Generic[K, M]):
 
     def _may_leave(self, one: Resident[K, M]) -> bool:
         standing = any(other.under is one for other in self._here.values())
-        return not (one.users or standing or self._is_kept(one))
+        in_use = one.users or standing or self._wanted[one.key]
+        return not (in_use or self._is_kept(one))
 
     def _is_kept(self, one: Resident[K, M]) -> bool:
         return one.pinned or any(part.pinned for part in self._standing_on(one))

@@ -190,7 +190,7 @@ class Registry:
         trunk = str(record["backbone"])
         async with self.use(project, trunk) as backbone:
             served = await asyncio.to_thread(self._with_head, project, model_id, record, backbone)
-        return Loaded(served, _head_bytes(served), under=self._key(project, trunk))
+        return Loaded(served, _head_bytes(served), under=backbone)
 
     async def _warm(self, served: ServedModel) -> Loaded[ServedModel]:
         """Run the batch shapes that calls will have, in the models' thread."""

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+import gc
+import weakref
 
 import pytest
 
 from services.common.errors import NotFound, Overloaded, Precondition
 from services.common.resident import Load, Loaded, Residents
+
+
+async def settled() -> None:
+    """Let all tasks run until they wait for something."""
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 class World:
@@ -17,18 +24,22 @@ class World:
     def __init__(self, budget: int, *pinned: str) -> None:
         self.loads: list[str] = []
         self.gone: list[str] = []
+        self.may_load, self.may_leave = asyncio.Event(), asyncio.Event()
+        self.may_load.set()
+        self.may_leave.set()
         self.held: Residents[str, str] = Residents(
             budget, self._put_away, pinned=lambda key: key in pinned
         )
 
     async def _put_away(self, model: str) -> None:
+        await self.may_leave.wait()
         self.gone.append(model)
 
-    def load(self, key: str, size: int = 10, under: Hashable | None = None) -> Load[str]:
+    def load(self, key: str, size: int = 10) -> Load[str]:
         async def work() -> Loaded[str]:
-            await asyncio.sleep(0)
             self.loads.append(key)
-            return Loaded(key, size, under)
+            await self.may_load.wait()
+            return Loaded(key, size)
 
         return work
 
@@ -38,8 +49,8 @@ class World:
 
     async def touch_head(self, key: str, under: str) -> None:
         async def work() -> Loaded[str]:
-            await self.touch(under)
-            return Loaded(key, 1, under)
+            async with self.held.use(under, self.load(under)) as trunk:
+                return Loaded(key, 1, trunk)
 
         async with self.held.use(key, work):
             pass
@@ -118,7 +129,7 @@ async def test_unload_waits_for_calls_in_flight_and_takes_what_stands_on_it() ->
     await world.touch_head("head", "trunk")
     async with world.held.use("head", world.load("head")):
         leaving = asyncio.create_task(world.held.unload("trunk"))
-        await asyncio.sleep(0.01)
+        await settled()
         assert (world.here, world.gone) == ([], [])
         assert not leaving.done()
     assert await leaving
@@ -139,26 +150,129 @@ async def test_a_failed_load_leaves_nothing() -> None:
     assert world.here == ["a"]
 
 
-async def test_a_head_is_loaded_again_where_its_trunk_left_meanwhile() -> None:
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_head_is_loaded_again_where_its_trunk_left_meanwhile(comes_back: bool) -> None:
+    closed: list[object] = []
+
+    async def put_away(model: object) -> None:
+        closed.append(model)
+
+    async def trunk() -> Loaded[object]:
+        return Loaded(object(), 10)
+
+    async def head() -> Loaded[object]:
+        async with held.use("trunk", trunk) as under:
+            stands_on.append(under)
+        if len(stands_on) == 1:
+            await held.unload("trunk")
+            if comes_back:  # under the same name, but another one
+                async with held.use("trunk", trunk):
+                    pass
+        return Loaded(object(), 1, under)
+
+    held: Residents[str, object] = Residents(0, put_away)
+    stands_on: list[object] = []
+    async with held.use("head", head):
+        assert closed == stands_on[:1]
+        assert stands_on[1:] == [held.find("trunk")]
+        assert not await held.unload("nobody")
+
+
+async def test_a_load_goes_on_where_its_callers_leave_and_serves_those_who_come() -> None:
     world = World(0)
-    rounds = 0
+    world.may_load.clear()
+    impatient = [asyncio.create_task(world.touch("a")) for _ in range(3)]
+    await settled()
+    for one in impatient:
+        one.cancel()
+    await asyncio.gather(*impatient, return_exceptions=True)
+    comes = asyncio.create_task(world.touch("a"))
+    await settled()
+    world.may_load.set()
+    await comes
+    assert (world.loads, world.here) == (["a"], ["a"])
+    assert await world.held.unload("a")
 
-    async def work() -> Loaded[str]:
-        nonlocal rounds
-        rounds += 1
-        await world.touch("trunk")
-        if rounds == 1:
-            await world.held.unload("trunk")
-        return Loaded("head", 1, "trunk")
 
-    async with world.held.use("head", work) as model:
-        assert model == "head"
-    assert rounds == 2
+async def test_what_is_loaded_for_nobody_is_there_and_can_leave() -> None:
+    world = World(10)
+    world.may_load.clear()
+    left = asyncio.create_task(world.touch("a"))
+    await settled()
+    left.cancel()
+    world.may_load.set()
+    await settled()
+    assert world.here == ["a"]
+    await world.touch("b")
+    assert (world.here, world.gone) == (["b"], ["a"])
+
+
+async def test_a_newcomer_stays_until_those_who_wait_for_it_have_it() -> None:
+    world = World(10)
+    world.may_load.clear()
+    waiting = [asyncio.create_task(world.touch(key)) for key in "ab"]
+    await settled()
+    world.may_load.set()
+    first, second = await asyncio.gather(*waiting, return_exceptions=True)
+    assert (first, type(second)) == (None, Overloaded)
+    assert world.loads == ["a", "b"]
+
+
+async def test_nobody_gets_a_newcomer_that_finds_no_room() -> None:
+    world = World(20)
+    await world.touch("a")
+    async with world.held.use("b", world.load("b")):
+
+        async def caller() -> None:
+            async with world.held.use("c", world.load("c", 15)):
+                await world.may_leave.wait()
+                await settled()
+                assert "c" not in world.gone, "it was closed while it was in use"
+
+        world.may_leave.clear()  # "a" takes its time
+        first = asyncio.create_task(caller())
+        await settled()
+        second = asyncio.create_task(caller())
+        await settled()
+        world.may_leave.set()
+        for refused in await asyncio.gather(first, second, return_exceptions=True):
+            assert isinstance(refused, Overloaded), refused
+    assert (world.here, world.gone) == (["b"], ["a", "c"])
+
+
+async def test_names_that_could_not_be_loaded_leave_no_trace() -> None:
+    class Name:
+        """Compared by identity, and seen to go."""
+
+    async def put_away(model: str) -> None:
+        raise AssertionError("nothing was loaded")
+
+    async def fails() -> Loaded[str]:
+        await asyncio.sleep(0)
+        raise NotFound("no such model", resource="a")
+
+    async def ask(name: Name) -> None:
+        with pytest.raises(NotFound):
+            async with held.use(name, fails):
+                pass
+
+    held: Residents[Name, str] = Residents(0, put_away)
+    names = [Name() for _ in range(3)]
+    await asyncio.gather(*(ask(name) for name in names * 2))
+    gone = [weakref.ref(name) for name in names]
+    del names
+    gc.collect()
+    assert [one() for one in gone] == [None] * 3
 
 
 async def test_close_closes_all() -> None:
     world = World(0)
     await world.touch("a")
     await world.touch("b")
+    world.may_load.clear()
+    waits = asyncio.create_task(world.touch("c"))
+    await settled()
     await world.held.close()
     assert (sorted(world.gone), world.here) == (["a", "b"], [])
+    with pytest.raises(asyncio.CancelledError):
+        await waits

@@ -28,6 +28,24 @@ def test_overlays_are_well(name: str) -> None:
     assert not [*by_schema(manifests), *rules.problems(Objects(manifests))]
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_head_of_an_overlay_makes_every_secret_that_its_pods_cannot_do_without(
+    name: str,
+) -> None:
+    folder = DEPLOY / "k8s" / "overlays" / name
+    commands = (folder / "kustomization.yaml").read_text().partition("apiVersion")[0]
+    made = {text.split()[0] for text in commands.split("create secret generic ")[1:]}
+    wanted = set()
+    for pods in Objects(render(folder)).pods:
+        mounted = [volume["secret"] for volume in pods.spec["volumes"] if "secret" in volume]
+        wanted |= {one["secretName"] for one in mounted if not one.get("optional")}
+        sources = [entry.get("valueFrom", {}) for entry in pods.env.values()]
+        keys = [one["secretKeyRef"] for one in sources if "secretKeyRef" in one]
+        wanted |= {one["name"] for one in keys if not one.get("optional")}
+    assert wanted
+    assert wanted <= made
+
+
 def edited(manifests: list[dict[str, Any]], kind: str, name: str, edit: Edit) -> Objects:
     """Return the objects with one of them changed."""
     found = Objects(copy.deepcopy(manifests))
@@ -89,6 +107,19 @@ FAULTS: list[tuple[str, str, Edit, str]] = [
         "readinessProbe asks port 7102",
     ),
     ("Deployment", "teacher", lambda one: container(one).update(image="a/b:latest"), "not pinned"),
+    (
+        "Deployment",
+        "concepts",
+        lambda one: container(one)["resources"]["limits"].update(memory="8Gi"),
+        "more than half of 8Gi",
+    ),
+    ("Deployment", "teacher", variable("TEACHER_MAX_MODELS_BYTES", "0"), "or no limit"),
+    (
+        "Deployment",
+        "teacher",
+        lambda one: container(one)["resources"]["limits"].update(memory="32G"),
+        "32G is not",
+    ),
     ("Deployment", "teacher", lambda one: one["spec"].update(replicas=3), "beside its autoscaler"),
     ("NetworkPolicy", "teacher", lambda one: one["spec"].update(ingress=[]), "lets it call"),
     ("NetworkPolicy", "gateway-asks", lambda one: one["spec"].update(egress=[]), "lets it call"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +85,30 @@ async def test_a_load_computes_with_the_services_threads(registry, monkeypatch) 
     with one_thread_elsewhere() as seen:
         await _touch(registry[0], "base0")
     assert seen == [THREADS]
+
+
+async def test_a_load_goes_on_where_its_callers_leave_and_serves_those_who_come(  # type: ignore[no-untyped-def]
+    registry, monkeypatch
+) -> None:
+    begun, go_on = asyncio.Semaphore(0), threading.Event()
+    loop, models = asyncio.get_running_loop(), registry[0]
+
+    def slow(files: ModelFiles, **how: Any) -> LoadedLanguageModel:
+        loop.call_soon_threadsafe(begun.release)
+        go_on.wait(60)
+        return load_folder(files, **how)
+
+    monkeypatch.setattr(registry_module, "load_folder", slow)
+    leaves = asyncio.create_task(_touch(models, "base0"))
+    await begun.acquire()
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    comes = asyncio.create_task(_touch(models, "lora0", "base0"))
+    await asyncio.sleep(0.2)  # for a second load of the base, were there one
+    go_on.set()
+    await comes
+    assert begun.locked(), "the base was loaded twice"
+    assert set(_names(models)) == {"base0", "lora0"}
 
 
 async def test_what_is_in_use_stays_with_what_stands_on_it(registry) -> None:  # type: ignore[no-untyped-def]

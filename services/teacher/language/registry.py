@@ -20,6 +20,7 @@ from services.common.errors import Precondition
 from services.common.fairness import ONLINE
 from services.common.model_records import LanguageModelRecord
 from services.common.resident import LoadedModel
+from services.common.shared_work import SharedWork
 from services.common.tensors import Array
 from services.teacher.language.batching import TokenBatcher
 from services.teacher.language.heads import Head
@@ -65,20 +66,21 @@ class LanguageRegistry:
     def __init__(self, settings: TeacherSettings, source: ModelSource, device: Device) -> None:
         self._settings, self.source, self._device = settings, source, device
         self._served: OrderedDict[Key, ServedLanguageModel] = OrderedDict()
-        self._loading = asyncio.Lock()
+        self._loads: SharedWork[Key] = SharedWork()
+        self._changing = asyncio.Lock()
+        """Held by whoever loads a model or puts one away."""
 
     @asynccontextmanager
     async def use(self, project: str, model_id: str) -> AsyncIterator[ServedLanguageModel]:
         """A model that stays loaded while the block runs.
 
-        Raises NotFound for an unknown model or base, Precondition where an adapter does not fit its
-        base, InvalidInput for damaged files.
+        Callers share a load, which goes on where they leave. Raises NotFound for an unknown model
+        or base, Precondition where an adapter does not fit its base, InvalidInput for damaged
+        files.
         """
         key = await asyncio.to_thread(self._key, project, model_id)
-        served = self._served.get(key)
-        if served is None:
-            async with self._loading:
-                served = self._served.get(key) or await self._load(key)
+        while (served := self._served.get(key)) is None:
+            await self._loads.done(key, lambda: self._load_in_turn(key))
         self._touch(served)
         served.users += 1
         try:
@@ -92,7 +94,7 @@ class LanguageRegistry:
         Raises Precondition while one of them is in use.
         """
         key = await asyncio.to_thread(self._key, project, model_id)
-        async with self._loading:
+        async with self._changing:
             served = self._served.get(key)
             if served is None:
                 return False
@@ -108,7 +110,7 @@ class LanguageRegistry:
     async def forget(self, project: str, *, dry_run: bool = False) -> int:
         """Put away a project's models and return how many there were. Raises Precondition while
         one is in use."""
-        async with self._loading:
+        async with self._changing:
             its = [one for one in self._served.values() if one.key[0] == project]
             if not dry_run and any(one.users for one in its if one.base is not None):
                 raise Precondition(f"a model of project {project} is in use; its calls end first")
@@ -150,6 +152,11 @@ class LanguageRegistry:
             if one is not None and one.key in self._served:
                 self._served.move_to_end(one.key)
                 one.used_s = time.time()
+
+    async def _load_in_turn(self, key: Key) -> None:
+        async with self._changing:
+            if key not in self._served:  # as the base of an adapter, in between
+                await self._load(key)
 
     async def _load(self, key: Key) -> ServedLanguageModel:
         project, model_id, _ = key
