@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Route, expect
 
 from tests.browser.driver import Bench, Theme
 from tests.browser.guarded import STUDENT, Guarded, guarded_workbench
+from tests.support import free_port, service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -80,6 +81,22 @@ def test_a_gateway_that_takes_tokens_says_so(bench: Bench) -> None:
     expect(bench.page.get_by_label("API key or token")).to_be_focused()
     expect(dialog(bench)).to_contain_text("token of your identity provider")
     bench.shot("login-tokens")
+
+
+def test_a_gateway_that_asks_nobody_shows_no_login(
+    chromium: Browser, tmp_path: Path, shots: Path
+) -> None:
+    port = free_port()
+    with service("gateway", tmp_path, GATEWAY_HTTP_PORT=str(port)):
+        page = chromium.new_page()
+        bench = Bench(page, f"http://127.0.0.1:{port}", shots)
+        page.goto(bench.url)
+        bench.settle()
+        expect(page.get_by_role("heading", name="Setup").last).to_be_visible()
+        expect(dialog(bench)).to_have_count(0)
+        expect(page.get_by_role("button", name="Logged in as")).to_have_count(0)
+        page.close()
+        assert not bench.problems
 
 
 def log_in_fails(bench: Bench) -> None:
@@ -161,10 +178,9 @@ def test_a_viewer_looks_and_does_not_tune(bench: Bench, guarded: Guarded) -> Non
     page.goto(f"{bench.url}/#/p/default/setup")
     bench.settle()
     adding = page.get_by_role("button", name="Add images or texts …")
-    starting = page.get_by_role("button", name="distil a student")
-    for button in (adding, starting):
-        expect(button).to_be_disabled()
-        assert "needs the role runner" in (button.get_attribute("title") or "")
+    expect(adding).to_be_disabled()
+    assert "needs the role runner" in (adding.get_attribute("title") or "")
+    expect(page.get_by_role("button", name="distil a student")).to_have_count(0)
     bench.shot("viewer-setup")
     assert bench.violations() == []
 
