@@ -3,6 +3,9 @@
 A concept set is embedded by one call or by many, with any part of it remembered already, so a row
 may not depend on which other texts it was computed with: the model runs texts at a fixed batch
 shape that each text's own length chooses.
+
+Each project has a memory of its own: what a call spends would tell whether another has asked for
+the same words before.
 """
 
 from __future__ import annotations
@@ -43,19 +46,21 @@ def check_texts(texts: Sequence[str], *, field: str = "texts") -> list[str]:
 
 
 class Texts:
-    """Embeds texts on the encoder's device and keeps the `keep` last used."""
+    """Embeds texts on the encoder's device and keeps the `keep` last used, by project."""
 
     def __init__(
         self, embed: Callable[[list[str]], Array], device: Device, *, name: str, keep: int
     ) -> None:
         self._embed, self._device, self._name, self._keep = embed, device, name, keep
-        self._known: OrderedDict[str, Array] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Array] = OrderedDict()
 
     async def embed(
         self, texts: Sequence[str], *, project: str = "", tally: Tally | None = None
     ) -> Array:
-        """Return float16 [texts, D], unit rows; `tally` adds up what that took."""
-        found = {text: self._known[text] for text in texts if text in self._known}
+        """Return float16 [texts, D], unit rows; `tally` adds up what that took. Texts of the
+        service itself are of no project."""
+        remembered = ((text, self._known.get((project, text))) for text in texts)
+        found = {text: row for text, row in remembered if row is not None}
         # Those of about one length come together: the model has a shape for each length.
         missing = sorted({text for text in texts if text not in found}, key=lambda t: (len(t), t))
         metrics.look_up("texts", hits=len(found), misses=len(missing))
@@ -64,12 +69,12 @@ class Texts:
             work = noted(partial(self._embed, part), self._name, items=len(part), tally=tally)
             rows = await self._device.run(work, flow=Flow(project))
             found.update(zip(part, rows, strict=True))
-        self._remember(found)
+        self._remember(project, found)
         return np.stack([found[text] for text in texts])
 
-    def _remember(self, used: dict[str, Array]) -> None:
+    def _remember(self, project: str, used: dict[str, Array]) -> None:
         for text, row in used.items():
-            self._known[text] = row
-            self._known.move_to_end(text)
+            self._known[project, text] = row
+            self._known.move_to_end((project, text))
         while len(self._known) > self._keep:
             self._known.popitem(last=False)

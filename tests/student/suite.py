@@ -152,6 +152,7 @@ class Service:
     """The student service as a process on a port of the system's choosing."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
         self.runs = folder / "runs"
         self.blobs = BlobStore(str(folder / "blobs"))
         env = {
