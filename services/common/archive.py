@@ -7,7 +7,10 @@ what a header says.
 
 from __future__ import annotations
 
+import errno
 import gzip
+import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -23,13 +26,26 @@ _DAMAGED = (
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
     EOFError,
     RuntimeError,  # zipfile's answer to an encrypted member or an unknown method
+    ValueError,  # a name that is no text, a place before the start
+    OverflowError,
 )
+_IMPOSSIBLE = (errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTDIR)
+"""The system's answers to a place or a name that only a damaged or hostile archive asks for."""
 
 
 class ArchiveError(ValueError):
     """The archive is damaged, unsafe, too large, or lacks the member asked for."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error that came of reading an archive says that its bytes are at fault."""
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        return error.errno in _IMPOSSIBLE or "Invalid data stream" in str(error)  # bz2's alone
+    return isinstance(error, _DAMAGED)
 
 
 def safe_name(name: str) -> PurePosixPath:
@@ -105,9 +121,13 @@ def unpack(
                 raise ArchiveError(f"the archive holds more than {max_files} files")
             left -= _copy(file, folder / safe_name(name), left)
             names.append(name)
+    except ArchiveError:
+        raise
     except FileExistsError as error:
         raise ArchiveError(f"the archive names {error.filename!r} twice") from error
-    except _DAMAGED as error:
+    except Exception as error:
+        if not is_damage(error):
+            raise
         raise ArchiveError(f"the archive is damaged: {error}") from error
     if not names:
         raise ArchiveError(f"the archive holds no {member!r}" if member else "the archive is empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import functools
 import io
 import json
@@ -22,12 +23,14 @@ from services.common import archive, images, tensors, texts, weights
 from services.common.archive import ArchiveError
 from services.common.augmentation import read_augmentation
 from services.common.classifier_records import ClassifierRecord
-from services.common.errors import Internal, StillhouseError
+from services.common.errors import Internal, InvalidInput, StillhouseError
 from services.common.manifest import Item, Manifest
 from services.common.model_records import LanguageModelRecord
 from services.common.shards import pack_regions, pack_rows, unpack_regions, unpack_rows
 from services.common.targets import SparseTargets, TargetShard
 from services.common.view_shards import unpack_views
+from services.gateway.datasets.text_files import read_rows
+from services.gateway.datasets.trees import Tree, archive_tree
 from tests.hostile import files
 
 Edit = tuple[str, float, Any]
@@ -121,6 +124,43 @@ def test_archives(data: bytes, edits: list[Edit]) -> None:
         assert sum(path.stat().st_size for path in found if path.is_file()) <= 2 << 20
 
 
+def _impossible() -> dict[str, bytes]:
+    """A zip whose files begin before its first byte, and a tar whose bzip2 is no such stream."""
+    early, lines = bytearray(files.archives()[0]), b'{"text": "a line"}\n' * 5000
+    struct.pack_into("<I", early, len(early) - 6, 2**31)
+    packed = bytearray(bz2.compress(files.packed_tar({"a.jsonl": lines, "b.jsonl": b"{}"})))
+    packed[len(packed) // 2] ^= 255
+    return {"zip": bytes(early), "tar.bz2": bytes(packed)}
+
+
+def _read_texts(tree: Tree) -> None:
+    for name, stream in tree.streams(tree.names()[0]):
+        for _ in read_rows(name, stream):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.bz2"])
+def test_archives_that_ask_for_the_impossible(kind: str, tmp_path: Path) -> None:
+    """The system's own errors, for places that do not exist, are a refusal of the archive."""
+    data = _impossible()[kind]
+    (tmp_path / "packed").write_bytes(data)
+    with pytest.raises(ArchiveError):
+        archive.unpack(tmp_path / "packed", tmp_path / "out")
+    tree = archive_tree(lambda: (tmp_path / "packed").open("rb"))
+    with pytest.raises(InvalidInput):
+        _read_texts(tree)
+
+
+def test_a_text_damaged_within_its_archive_is_refused() -> None:
+    """Its bytes are read as a stream, after the archive has been opened."""
+    data = bytearray(files.packed_zip({"a.jsonl": b'{"text": "a line"}\n' * 50}))
+    at = data.index(b"a.jsonl") + len("a.jsonl")
+    data[at + 4] ^= 255
+    tree = archive_tree(lambda: io.BytesIO(data))
+    with pytest.raises(InvalidInput):
+        _read_texts(tree)
+
+
 @given(st.sampled_from(files.weights()) | st.binary(max_size=40), _EDITS, _JSON)
 def test_weight_headers(data: bytes, edits: list[Edit], value: object) -> None:
     odd = json.dumps({"a": value, "b": {"dtype": "F32", "shape": [1], "data_offsets": value}})
@@ -137,7 +177,7 @@ def _manifest() -> bytes:
     return Manifest(("a", "b"), False, items).to_bytes()
 
 
-_DOCUMENTS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
+DOCUMENTS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "manifest": (Manifest.from_bytes, _manifest()),
     "texts": (
         texts.TextManifest.from_bytes,
@@ -158,10 +198,10 @@ _DOCUMENTS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", _DOCUMENTS)
+@pytest.mark.parametrize("name", DOCUMENTS)
 @given(data=st.data())
 def test_documents(name: str, data: st.DataObject) -> None:
-    read, good = _DOCUMENTS[name]
+    read, good = DOCUMENTS[name]
     refusing(lambda: read(edited(good, data.draw(_EDITS))))
     spoiled = json.loads(good)
     places = [key for key in spoiled]
@@ -178,9 +218,9 @@ def test_documents(name: str, data: st.DataObject) -> None:
         refusing(lambda: read(json.dumps(whole).encode()))
 
 
-@pytest.mark.parametrize("name", _DOCUMENTS)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_deep_documents(name: str) -> None:
-    read, _ = _DOCUMENTS[name]
+    read, _ = DOCUMENTS[name]
     for deep in (b"[" * 100_000, b'{"kind":' * 100_000, b'{"items": ' + b"[" * 100_000):
         refusing(functools.partial(read, deep))
 
@@ -211,7 +251,7 @@ _VIEWS = {
     "augmentation": np.frombuffer(bytes.fromhex(_AUGMENTATION.digest), np.uint8),
     "logits": np.zeros((1, _AUGMENTATION.views, 2), "<f2"),
 }
-_SHARDS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
+SHARDS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "rows": (lambda data: unpack_rows("a", [data, data]), pack_rows("a", [_ROW, None])),
     "regions": (lambda data: unpack_regions([data, data]), pack_regions([_REGIONS, None])),
     "views": (lambda data: unpack_views([data], _AUGMENTATION, 2), tensors.pack_arrays(_VIEWS)),
@@ -219,11 +259,11 @@ _SHARDS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", _SHARDS)
+@pytest.mark.parametrize("name", SHARDS)
 @given(data=st.data())
 def test_shards(name: str, data: st.DataObject) -> None:
     """Bytes that are damaged, and safetensors in which arrays have another form."""
-    read, good = _SHARDS[name]
+    read, good = SHARDS[name]
     refusing(lambda: read(edited(good, data.draw(_EDITS))))
     arrays = dict(tensors.unpack_arrays(good))
     for key in data.draw(st.lists(st.sampled_from(sorted(arrays)), min_size=1, max_size=3)):

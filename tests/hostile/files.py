@@ -99,10 +99,23 @@ def archives() -> tuple[bytes, ...]:
     """Zip and tar files: names that lead out, links, devices, bombs, doubles, nests, layouts."""
     good = {f"{name}/{at}.jpg": photo(at) for name in "ab" for at in range(4)}
     bomb = {"a/bomb.jpg": bytes(8 << 20), "b/1.jpg": photo(1)}
-    found = [_zip(good), _tar(good), _zip({name: photo(1) for name in _NAMES}), _tar_of_links()]
-    found += [_tar({name: photo(1) for name in _NAMES}), _zip(bomb), gzip.compress(_tar(bomb))]
-    found += [_zip({"in.zip": _zip(good), "a/in.tar": _tar(good)}), _twice(), _many(1500)]
-    found += [_zip(layout) for layout in layouts()]
+    found = [
+        packed_zip(good),
+        packed_tar(good),
+        packed_zip({name: photo(1) for name in _NAMES}),
+        _tar_of_links(),
+    ]
+    found += [
+        packed_tar({name: photo(1) for name in _NAMES}),
+        packed_zip(bomb),
+        gzip.compress(packed_tar(bomb)),
+    ]
+    found += [
+        packed_zip({"in.zip": packed_zip(good), "a/in.tar": packed_tar(good)}),
+        _twice(),
+        _many(1500),
+    ]
+    found += [packed_zip(layout) for layout in layouts()]
     return (*found, gzip.compress(gzip.compress(bytes(1 << 20))), b"PK\x05\x06" + bytes(18))
 
 
@@ -142,7 +155,8 @@ def layouts() -> list[dict[str, bytes]]:
     return found + [{"1.jpg": picture, "metadata.jsonl": one} for one in lines]
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
+def packed_zip(files: dict[str, bytes]) -> bytes:
+    """Return a zip of files by name."""
     out = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
         warnings.simplefilter("ignore")
@@ -151,7 +165,8 @@ def _zip(files: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def packed_tar(files: dict[str, bytes]) -> bytes:
+    """Return a tar of files by name."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as packed:
         for name, data in files.items():
@@ -186,7 +201,7 @@ def _twice() -> bytes:
 
 
 def _many(count: int) -> bytes:
-    return _zip({f"a/{at}": b"" for at in range(count)})
+    return packed_zip({f"a/{at}": b"" for at in range(count)})
 
 
 def _parquet() -> bytes:

@@ -14,7 +14,6 @@ import os
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import IO, Any, BinaryIO, Protocol, TypeAlias, cast
 
 import fsspec
 
-from services.common.archive import ArchiveError, safe_name
+from services.common.archive import ArchiveError, is_damage, safe_name
 from services.common.errors import InvalidInput
 from services.gateway.datasets.entries import MAX_ITEMS, Rejected, shown
 
@@ -32,18 +31,6 @@ MAX_SINGLE_READ_BYTES = 64 << 20
 MAX_DIRECTORY_BYTES = 256 << 20
 _CHUNK = 1 << 20
 _AT_ONCE = 16
-_DAMAGED = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,  # zipfile's answer to an encrypted member
-    ArchiveError,
-    UnicodeDecodeError,
-)
 
 
 Read: TypeAlias = tuple[str, bytes | Rejected]
@@ -262,7 +249,9 @@ def _damage() -> Iterator[None]:
     """Turn what damaged archives raise into InvalidInput."""
     try:
         yield
-    except _DAMAGED as error:
+    except Exception as error:
+        if not is_damage(error):
+            raise
         message = f"the archive is damaged or unsafe: {shown(str(error))}"
         raise InvalidInput(message, field="archive") from error
 
@@ -314,11 +303,12 @@ class _Counted:
         self._member, self._budget = member, budget
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes. Raises ArchiveError over the budget."""
-        data = self._member.read(min(size, _CHUNK) if size >= 0 else _CHUNK)
-        self._budget.left -= len(data)
-        if self._budget.left < 0:
-            raise ArchiveError("it unpacks to more than the limit")
+        """Return the next bytes. Raises InvalidInput over the budget and where it is damaged."""
+        with _damage():
+            data = self._member.read(min(size, _CHUNK) if size >= 0 else _CHUNK)
+            self._budget.left -= len(data)
+            if self._budget.left < 0:
+                raise ArchiveError("it unpacks to more than the limit")
         return data
 
     def seekable(self) -> bool:
