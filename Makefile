@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 WEB := services/gateway/web_dist/index.html
 WEB_INPUTS := scripts/web.py $(shell find web -name node_modules -prune -o -type f -not -name openapi.json -not -name schema.d.ts -print)
 
-.PHONY: help setup web demo up test test-all browser lint lock licences sbom format protos hostile properties soak faults bench assets test-assets clean
+.PHONY: help setup web demo up test test-all browser lint lock licences sbom format protos hostile fuzz properties soak faults bench assets test-assets clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -110,6 +110,11 @@ hostile: $(VENV)/.dev web test-assets ## at least 10,000 hostile inputs in 10 mi
 
 soak: $(VENV)/.dev web test-assets ## ten minutes of mixed load: does memory grow, do files stay open? last line is JSON
 	$(BIN)/python -m tests.hostile.soak
+
+SECONDS_EACH ?= 60
+fuzz: $(VENV)/.dev ## coverage-guided fuzzing of every decoder (SECONDS_EACH); last line is JSON
+	$(BIN)/pip install --disable-pip-version-check --no-compile -e ".[fuzz]"
+	$(BIN)/python -m tests.hostile.fuzz --seconds $(SECONDS_EACH)
 
 properties: $(VENV)/.dev ## the property tests of hostile input with many more examples
 	$(PYTEST) --hypothesis-profile hostile --timeout 3600 tests/common/test_hostile_bytes.py

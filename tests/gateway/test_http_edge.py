@@ -28,7 +28,7 @@ from services.gateway.http import pages
 from services.gateway.http.edge import Edge, _listen
 from services.gateway.http.rules import load_rules
 from services.gateway.settings import GatewaySettings
-from tests.gateway.edge_world import ROOT, World, as_json, edge_world
+from tests.gateway.edge_world import JSON, ROOT, World, as_json, edge_world
 from tests.gateway.student_world import made
 
 DATASET = "projects/default/datasets/pics"
@@ -330,3 +330,10 @@ async def test_json_is_utf8_and_one_line(world: World) -> None:
     assert answer.status_code == 400
     assert answer.content.count(b"\n") == 0
     assert json.loads(answer.content.decode("utf-8"))["code"] == 3
+
+
+@pytest.mark.parametrize("body", [b'{"ownLimits": "\\ud800"}', b'{"\\ud800": 1}'])
+async def test_half_a_surrogate_is_no_name(world: World, body: bytes) -> None:
+    answer = await world.http.post(f"{ROOT}/quota:update", content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["details"][0]["reason"] == "INVALID_INPUT"

@@ -23,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.hostile.inputs import Input, Source
 from tests.hostile.janitor import Janitor
+from tests.hostile.known_good import unanswered
 from tests.hostile.sending import Outcome, Sender
-from tests.hostile.tally import Tally, logged, memory
+from tests.hostile.tally import ENOUGH_MINUTES, Tally, logged, memory, not_flat
 from tests.hostile.watch import Watch
 from tests.hostile.world import World, world
 
@@ -64,8 +65,9 @@ class Campaign:
                     self._console.print("interrupted")
             janitor.close()
             self.seconds = time.monotonic() - start_s
-            if not self.tally.crashes:
+            if not self.tally.crashes and not self._ended():
                 self._look_behind(janitor)
+                self._ended()
         finally:
             janitor.close()
             self.watch.close()
@@ -119,8 +121,10 @@ class Campaign:
         return bool(gone)
 
     def _look_behind(self, janitor: Janitor) -> None:
-        """Count what no caller was told: errors in logs, jobs and data sets that broke."""
-        for line in [*janitor.broken(), *logged(self.world.suite.folder)]:
+        """Count what no caller was told: services that do nothing any more, errors in logs, jobs
+        and data sets that broke."""
+        suite = self.world.suite
+        for line in [*unanswered(suite), *janitor.broken(), *logged(suite.folder)]:
             self.tally.internal += 1
             self._console.print(f"internal: {line}", markup=False, soft_wrap=True)
 
@@ -170,13 +174,17 @@ def main() -> int:
         campaign = Campaign(running, plan, Path("hostile-finds"), console)
         campaign.run()
         found = campaign.report()
-    for name, numbers in campaign_memory(found).items():
+    parts = campaign_memory(found)
+    for name, numbers in parts.items():
         console.print(f"{name:9}", "  ".join(f"{key} {number}" for key, number in numbers.items()))
+    grown = not_flat(parts) if campaign.seconds >= 60 * ENOUGH_MINUTES else []
+    for line in grown:
+        console.print(f"grows: {line}")
     if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
     print(campaign.tally.line())
     tally = campaign.tally
-    return 1 if tally.crashes or tally.hangs or tally.internal else 0
+    return 1 if tally.crashes or tally.hangs or tally.internal or grown else 0
 
 
 def campaign_memory(found: dict[str, object]) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import models_pb2, models_pb2_grpc
 
 from tests.hostile import messages
+from tests.hostile.answers import Answer
 from tests.hostile.inputs import Input, Target
 from tests.hostile.names import ENCODER
 from tests.support import photo
@@ -22,7 +23,8 @@ from tests.support import photo
 _PLENTY = 3
 _LISTEN_S = 1.5
 """How long a stream that may stay open is read."""
-_BROKEN = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "500"}
+_BROKEN = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "500", "dead", "cut"}
+_GOOD = b"GET /v1/info HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 _NUMBERS = {2: "UNKNOWN", 13: "INTERNAL", 15: "DATA_LOSS"}
 
 
@@ -83,9 +85,8 @@ class Sender:
         call = getattr(channel, form)(one.method)  # bytes in, bytes out
         try:
             if kind.server_streaming:
-                answers = list(
-                    _listened(call(data, timeout=self._deadline_s, metadata=one.metadata))
-                )
+                stream = call(data, timeout=self._deadline_s, metadata=one.metadata)
+                answers = list(_listened(stream, is_watch=kind.name.startswith("Watch")))
             else:
                 answers = [call(data, timeout=self._deadline_s, metadata=one.metadata)]
         except grpc.RpcError as error:
@@ -95,22 +96,37 @@ class Sender:
         return (worse[0], "an item or the resource itself has this status") if worse else ("OK", "")
 
     def _http(self, one: Input) -> tuple[str, str]:
-        found = b""
+        answer = self._exchange(one.parts[0])
+        if answer.status == "closed":  # a refusal may cut the line while we still send
+            good = self._exchange(_GOOD)
+            if good.status != "200" or not good.is_whole:
+                return "dead", f"after it, a good request gets {good.status}"
+            return "closed", ""
+        said = answer.body[:200].decode(errors="replace")
+        bare = answer.is_events or (one.parts[0].startswith(b"HEAD ") and not answer.is_late)
+        if answer.is_whole or bare:
+            return answer.status, said
+        return ("LATE" if answer.is_late else "cut"), f"no whole answer: {said}"
+
+    def _exchange(self, data: bytes) -> Answer:
+        """Send bytes, and read what comes until the line is closed or the deadline is over."""
+        found, until_s = b"", time.monotonic() + self._deadline_s
         try:
             with socket.create_connection(
                 ("127.0.0.1", self._world.http_port), timeout=self._deadline_s
             ) as line:
-                _write(line, one.parts[0])
-                line.settimeout(self._deadline_s)
-                while len(found) < 4096 and (more := line.recv(4096)):
-                    found += more
-                    if b"text/event-stream" in found:
+                _write(line, data)
+                while not Answer(found).is_events:
+                    line.settimeout(max(until_s - time.monotonic(), 0.001))
+                    more = line.recv(1 << 16)
+                    if not more:
                         break
+                    found += more
         except TimeoutError:
-            return ("LATE", "no whole answer") if not found else (_status(found), "")
+            return Answer(found, is_late=True)
         except OSError:
-            pass  # a refusal may cut the line while we still send
-        return _status(found), found.partition(b"\r\n\r\n")[2][:200].decode(errors="replace")
+            return Answer(found) if Answer(found).is_whole else Answer(b"")
+        return Answer(found)
 
     def _cache(self, one: Input) -> tuple[str, str]:
         """Overwrite all cached embeddings with the value, and ask for one that was there."""
@@ -128,18 +144,24 @@ class Sender:
         return (codes or ["OK"])[0], ""
 
 
-def _listened(call: grpc.Call) -> Iterator[bytes]:
-    """Yield the first few answers of a stream, and leave one that goes on."""
+def _listened(call: grpc.Call, *, is_watch: bool) -> Iterator[bytes]:
+    """Yield the first few answers of a stream, and leave one that goes on.
+
+    A watch may have nothing to say; any other must end, or answer first, by its deadline.
+    """
     timer = threading.Timer(_LISTEN_S, call.cancel)
-    timer.start()
+    if is_watch:
+        timer.start()
     try:
         for at, answer in enumerate(call):
             yield answer
             if at >= _PLENTY:
                 call.cancel()
                 return
+            if at == 0 and not is_watch:
+                timer.start()
     except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.CANCELLED:
+        if error.code() is not grpc.StatusCode.CANCELLED or not timer.finished.is_set():
             raise
     finally:
         timer.cancel()
@@ -149,12 +171,3 @@ def _write(line: socket.socket, data: bytes) -> None:
     """Send what the other side takes."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         line.sendall(data)
-
-
-def _status(found: bytes) -> str:
-    words = found.split(b" ", 2)
-    return (
-        words[1].decode(errors="replace")[:3]
-        if len(words) > 2 and found.startswith(b"HTTP/1")
-        else "closed"
-    )

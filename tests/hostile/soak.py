@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-import grpc
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +41,11 @@ from tests.hostile.watch import Reading, Watch
 from tests.support import photo
 
 _BLOCK_S = 30.0
+_ENOUGH_BLOCKS = 10
+"""With fewer, the interval of a slope says nothing."""
+_MOST_PERCENT = 1.0
+_MOST_FDS = 4
+"""A pool may have opened that many connections late; one file a call or a job is far more."""
 _T_95 = 2.1
 """Of Student's distribution with about 18 degrees of freedom."""
 
@@ -69,8 +73,12 @@ class Load:
             try:
                 turn(number)
                 self.done[turn.__name__] += 1
-            except (grpc.RpcError, AssertionError, RuntimeError) as error:
-                self.errors.append(f"{turn.__name__}: {error}"[:500])
+            except Exception as error:  # whatever it is, a caller must not end unseen
+                self.errors.append(f"{turn.__name__}: {error!r}"[:500])
+
+    def idle(self) -> list[str]:
+        """Return the callers that have not done anything."""
+        return [one.__name__ for one in self.callers() if not self.done[one.__name__]]
 
     def classify(self, number: int) -> None:
         """Send one new photo to the teacher."""
@@ -160,14 +168,28 @@ def growth(readings: list[Reading], warm_s: float) -> dict[str, float]:
         "rss_mib_end": float(y[-1]),
         "growth_percent": slope * percent,
         "plus_minus": _T_95 * error * percent,
-        "fds_warm": late[0].fds,
-        "fds_end": late[-1].fds,
+        "fds_warm": min(one.fds for one in late if one.at_s // _BLOCK_S == x[0]),
+        "fds_end": min(one.fds for one in late if one.at_s // _BLOCK_S == x[-1]),
         "threads_end": late[-1].threads,
+        "blocks": len(x),
     }
 
 
+def grows(found: dict[str, dict[str, float]]) -> list[str]:
+    """Return a line for each process that surely grows; none where too little was measured."""
+    lines = []
+    for name, one in found.items():
+        if one["blocks"] < _ENOUGH_BLOCKS:
+            continue
+        if one["growth_percent"] - one["plus_minus"] > _MOST_PERCENT:
+            lines.append(f"{name}: memory by {one['growth_percent']:.1f} %")
+        if one["fds_end"] - one["fds_warm"] > _MOST_FDS:
+            lines.append(f"{name}: {one['fds_end'] - one['fds_warm']:.0f} more open files")
+    return lines
+
+
 def main() -> int:
-    """Measure, print a table, then one JSON object; 1 where calls failed."""
+    """Measure, print a table, then one JSON object; 1 where calls failed or something grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long it is measured")
     parser.add_argument("--warm-minutes", type=float, default=4.0, help="load before that")
@@ -188,12 +210,14 @@ def main() -> int:
         "calls": dict(load.done),
         "errors": len(load.errors),
         "said": load.errors[:5],
+        "idle": load.idle(),
+        "grows": grows(found),
         "processes": {name: {k: round(v, 2) for k, v in n.items()} for name, n in found.items()},
     }
     if plan.out:
         plan.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-    return 1 if load.errors else 0
+    return 1 if load.errors or result["idle"] or result["grows"] else 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,14 @@ from tests.hostile.watch import Watch, mean_mib
 
 _WARM = 0.3
 """Share of the time after which caches, pools and allocators have what they keep."""
+ENOUGH_MINUTES = 5
+"""From this length on the warm-up is long enough to judge what follows."""
+_FLAT_MIB = 64
+"""What a process may hold more at the end than after the warm-up: one message of the largest size,
+which the allocator may keep, or a model that a late input was the first to load. A leak of 20 KB an
+input, less than the photos in them, goes past it in the 4,000 inputs or so that follow."""
+_FLAT_FDS = 16
+"""As many callers as there are at once, with a little to spare, may just be connected."""
 _LOGGED = (
     "unexpected error",
     "Traceback",
@@ -84,6 +92,17 @@ def memory(watch: Watch, end_s: float) -> dict[str, dict[str, float]]:
             "warm_fds": warm.fds, "end_fds": last.fds, "warm_threads": warm.threads,
             "end_threads": last.threads,
         }  # fmt: skip
+    return found
+
+
+def not_flat(memory: dict[str, dict[str, float]]) -> list[str]:
+    """Return a line for each process whose memory or open files grow after the warm-up."""
+    found = []
+    for name, one in memory.items():
+        for what, most in (("mib", _FLAT_MIB), ("fds", _FLAT_FDS)):
+            grown = one[f"end_{what}"] - one[f"warm_{what}"]
+            if grown > most:
+                found.append(f"{name}: {grown:.0f} {what} more than after the warm-up")
     return found
 
 

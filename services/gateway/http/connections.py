@@ -36,6 +36,16 @@ class Connection(H11Protocol):
         self._stop()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP; a request that had begun so is over, and answers no more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+        super().send_400_response(msg)
+
     def _look(self) -> None:
         """Wait, or go on waiting, for what has to come next."""
         state = self.conn.their_state

@@ -58,6 +58,8 @@ def _to_request(
         raise InvalidInput(f"{rule.verb} takes no body")
     try:
         json_format.ParseDict(given, request)
+    except SystemError:  # protobuf's answer to half a surrogate in a field's name
+        raise InvalidInput("a name in the body is not Unicode text") from None
     except (json_format.ParseError, ValueError, TypeError, RecursionError) as error:
         raise InvalidInput(_short(error)) from None
     for name, value in path.items():
