@@ -8,8 +8,10 @@ of the worker or of this service the next Train with its run id resumes it from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -30,6 +32,8 @@ from services.student.workers import Crew
 
 _log = logs.get(__name__)
 _ATTEMPTS = 2
+_GOING = ".going-"
+"""Begins the names of folders that are being removed; no run id begins so."""
 _FINAL = (code_pb2.INVALID_ARGUMENT, code_pb2.FAILED_PRECONDITION)
 """Errors that the same recipe gives again, so that a further Train replays them."""
 
@@ -108,15 +112,17 @@ class RunManager:
         if prefix:
             RunDir.of(self._settings.runs_dir, project, prefix)
         found = await asyncio.to_thread(_folders, root, prefix)
+        left = await asyncio.to_thread(_folders, root, _GOING)
+        count = len(found) + (0 if prefix else len(left))
         if dry_run:
-            return len(found)
+            return count
         for folder in found:
             await self.stop(project, folder.name)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(_remove, folder)
             self._live.pop(folder, None)
-        if not prefix:
-            await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
-        return len(found)
+        for folder in left if prefix else [root]:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return count
 
     async def close(self) -> None:
         """End all workers without an outcome: their runs resume when asked for again."""
@@ -238,9 +244,19 @@ def _counted(state: str) -> AbstractContextManager[None]:
 
 
 def _folders(root: Path, prefix: str) -> list[Path]:
+    """Return the runs whose ids begin so, or what is left of runs where `prefix` is _GOING."""
     if not root.is_dir():
         return []
-    return sorted(one for one in root.iterdir() if one.name.startswith(prefix))
+    named = (one for one in root.iterdir() if one.name.startswith(prefix))
+    return sorted(one for one in named if one.name.startswith(_GOING) == (prefix == _GOING))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run. Its name goes first, so that nobody takes what a kill leaves for a run."""
+    going = folder.with_name(f"{_GOING}{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):  # another call was first
+        folder.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def _is_final(outcome: student_pb2.TrainResponse | None) -> bool:

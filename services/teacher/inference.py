@@ -75,7 +75,7 @@ class TeacherInference:
     async def find(self, name: str, version: str, context: Context) -> TeacherModel:
         """Return a classifier. Raises NotFound, or Precondition for a language model."""
         asked = _model_name(name)
-        model = self._known.get(asked.resource) or await self._describe(asked, context)
+        model = self._described(asked) or await self._describe(asked, context)
         if version not in ("", model.version):
             self._known.pop(asked.resource, None)
             model = await self._describe(asked, context)
@@ -140,6 +140,13 @@ class TeacherInference:
         await self._teacher.UnloadModel(
             pb.UnloadModelRequest(name=_model_name(name).resource), context
         )
+
+    def _described(self, asked: ModelName) -> TeacherModel | None:
+        """What is known of a model that answers at once: one that is out of memory may be gone, as
+        when its project was forgotten."""
+        model = self._known.get(asked.resource)
+        digest = self._teacher.loaded(asked.project).get(asked.id)
+        return model if model is not None and model.version == digest else None
 
     async def _describe(self, asked: ModelName, context: Context) -> TeacherModel:
         request = pb.GetModelRequest(name=asked.resource)
