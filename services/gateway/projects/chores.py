@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from services.common import logs
 from services.gateway.projects.deletion import Deletions
@@ -63,9 +63,25 @@ class Chores:
 
     async def _try(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            with contextlib.ExitStack() as held:
-                locked = self._store.alone(_LOCK)
-                if await asyncio.to_thread(held.enter_context, locked):
+            async with self._alone() as is_ours:
+                if is_ours:
                     await work()
         except Exception as error:  # a service or the database is away for a moment
             _log.warning(f"{what} wait", reason=str(error)[:300])
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[bool]:
+        """Yield whether this gateway alone works now. What talks to the database is in threads,
+        and what was taken is given back even where this is cancelled meanwhile."""
+        held = contextlib.ExitStack()
+        locked = self._store.alone(_LOCK)
+        taking = asyncio.ensure_future(asyncio.to_thread(held.enter_context, locked))
+
+        async def give_back() -> None:
+            await asyncio.wait([taking])
+            await asyncio.to_thread(held.close)
+
+        try:
+            yield await asyncio.shield(taking)
+        finally:
+            await asyncio.shield(give_back())

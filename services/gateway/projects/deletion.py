@@ -20,12 +20,12 @@ from services.common.errors import Precondition, StillhouseError
 from services.gateway.access.tables import ApiKeyRow, QuotaRow
 from services.gateway.instances import Instances
 from services.gateway.jobs import records as jobs
+from services.gateway.jobs import removal
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.job import Tools
 from services.gateway.projects.rows import DeletionRow, DeliveryRow, ProjectRow
 from services.gateway.store import (
     DatasetRow,
-    JobEventRow,
     JobRow,
     RequestRow,
     StudentEventRow,
@@ -59,8 +59,14 @@ class Deletions:
             try:
                 await self._delete(row)
             except StillhouseError as error:
-                _log.warning("a deletion waits", project=row.project, why=error.message)
-                await asyncio.to_thread(self._note, row.pk, waiting_for=error.message[:500])
+                await self._wait(row, error.message)
+            except Exception as error:  # one project's deletion must not stop another's
+                _log.error("a deletion failed", project=row.project, exc_info=error)
+                await self._wait(row, f"an error, see the gateway's log: {type(error).__name__}")
+
+    async def _wait(self, row: DeletionRow, why: str) -> None:
+        _log.warning("a deletion waits", project=row.project, why=why)
+        await asyncio.to_thread(self._note, row.pk, waiting_for=why[:500])
 
     async def _delete(self, row: DeletionRow) -> None:
         if row.before_json == "{}":
@@ -98,7 +104,13 @@ class Deletions:
         found = await asyncio.to_thread(jobs.unfinished, self._tools.store)
         for row in found:
             if row.project == project:
-                await asyncio.wait_for(self._engine.cancel(row), _STOPPED_S)
+                await self._cancel(row)
+
+    async def _cancel(self, row: JobRow) -> None:
+        try:
+            await asyncio.wait_for(self._engine.cancel(row), _STOPPED_S)
+        except TimeoutError:
+            raise Precondition(f"{jobs.name_of(row)}, which does not stop") from None
 
     async def _ask_services(self, project: str, *, dry_run: bool = False) -> dict[str, int]:
         """Let the services forget a project; return what they had of it."""
@@ -126,8 +138,6 @@ class Deletions:
         pks, students = _OF_JOBS.where(JobRow.project == project), _OF_STUDENTS
         students = students.where(StudentRow.project == project)
         queries = {
-            "jobs": select(func.count()).where(JobRow.project == project),
-            "job events": select(func.count()).where(JobEventRow.job_pk.in_(pks)),
             "students": select(func.count()).where(StudentRow.project == project),
             "student versions": select(func.count()).where(VersionRow.student_pk.in_(students)),
             "student events": select(func.count()).where(StudentEventRow.student_pk.in_(students)),
@@ -137,14 +147,14 @@ class Deletions:
             },
         }
         with self._tools.store.read() as session:
-            return {name: session.scalar(query) or 0 for name, query in queries.items()}
+            counts = {name: session.scalar(query) or 0 for name, query in queries.items()}
+            return removal.count(session, pks) | counts
 
     def _remove_rows(self, project: str) -> None:
         pks = _OF_JOBS.where(JobRow.project == project)
         students = _OF_STUDENTS.where(StudentRow.project == project)
         with self._tools.store.write() as session:
-            session.execute(delete(JobEventRow).where(JobEventRow.job_pk.in_(pks)))
-            session.execute(delete(JobRow).where(JobRow.project == project))
+            removal.remove(session, pks)
             for child in (VersionRow, StudentEventRow):
                 session.execute(delete(child).where(child.student_pk.in_(students)))
             session.execute(delete(StudentRow).where(StudentRow.project == project))

@@ -13,16 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf import json_format
-from sqlalchemy import delete, select
+from sqlalchemy import exists, literal, select
 from stillhouse.gateway.v1 import projects_pb2 as pb
 from stillhouse.student.v1 import student_pb2
 
-from services.common import logs
+from services.common import logs, names
 from services.gateway.jobs import records as jobs
+from services.gateway.jobs import removal
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.job import Tools
 from services.gateway.projects.rows import ProjectRow
-from services.gateway.store import JobEventRow, JobRow, VersionRow
+from services.gateway.store import JobRow, VersionRow
 
 _DAY_S = 86_400.0
 _AT_ONCE = 500
@@ -47,10 +48,17 @@ class Keeping:
         self._tools, self._engine, self._now = tools, engine, now
 
     async def work(self) -> list[Removed]:
-        """Remove what is due, and return and log what that was. Raises PeerUnavailable."""
+        """Remove what is due, and return and log what that was. A project where that fails is
+        logged, and waits for the next look."""
         found = []
         for project, rules in (await asyncio.to_thread(self._rules)).items():
-            removed = await self._apply(project, rules)
+            try:
+                removed = await self._apply(project, rules)
+            except Exception as error:  # one project must not stop another's
+                _log.warning(
+                    "retention waits", of=project, reason=f"{type(error).__name__}: {error}"[:300]
+                )
+                continue
             if removed != Removed(project):
                 found.append(removed)
                 _log.info(
@@ -88,6 +96,8 @@ class Keeping:
     def _due(self, project: str, rules: pb.Retention) -> list[JobRow]:
         """Return the jobs whose time has come, oldest first."""
         found: list[JobRow] = []
+        name = literal(names.join(project, "distillationJobs", "")) + JobRow.job_id
+        is_needed = exists().where(VersionRow.job == name)  # here, so that the limit counts the due
         with self._tools.store.read() as session:
             for days, states in (
                 (rules.failed_job_days, ("FAILED", "CANCELLED")),
@@ -99,18 +109,14 @@ class Keeping:
                     JobRow.project == project,
                     JobRow.state.in_(states),
                     JobRow.ended < self._now() - days * _DAY_S,
+                    ~is_needed,
                 )
-                rows = session.scalars(query.order_by(JobRow.pk).limit(_AT_ONCE)).all()
-                names = [jobs.name_of(row) for row in rows]
-                made = select(VersionRow.job).where(VersionRow.job.in_(names))
-                needed = set(session.scalars(made))
-                found += [row for row in rows if jobs.name_of(row) not in needed]
+                found += session.scalars(query.order_by(JobRow.pk).limit(_AT_ONCE))
         return found
 
     def _remove(self, pk: int) -> None:
         with self._tools.store.write() as session:
-            session.execute(delete(JobEventRow).where(JobEventRow.job_pk == pk))
-            session.execute(delete(JobRow).where(JobRow.pk == pk))
+            removal.remove(session, select(JobRow.pk).where(JobRow.pk == pk))
 
     def _remove_outputs(self, project: str, days: int) -> int:
         """Remove old names of stages' outputs, while no job of the project runs that may look for

@@ -1,0 +1,177 @@
+"""What deletions, retention and the chores by the clock leave behind, and what cannot stop them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any, cast
+
+import pytest
+from sqlalchemy import event, func, select
+from stillhouse.gateway.v1 import projects_pb2
+
+from services.common.errors import PeerUnavailable
+from services.gateway.jobs import records as jobs
+from services.gateway.jobs.reviews import JobReviewRow
+from services.gateway.projects import deletion, retention
+from services.gateway.projects.chores import _LOCK, Chores
+from services.gateway.projects.records import begin_deletion
+from services.gateway.projects.records import deletion as newest_deletion
+from services.gateway.projects.retention import Keeping, Removed
+from services.gateway.projects.rows import ProjectRow
+from services.gateway.store import JobRow, Store, StudentRow, VersionRow
+from tests.gateway.lab import Lab, prompts
+from tests.gateway.language_peers import HERE, name_of
+from tests.gateway.test_projects import DAY_S, deletions, finished, settings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def reviewed(lab: Lab, name: str) -> int:
+    """Let a person have decided about an example of a job; return the job's key."""
+    store = lab.world.gateway.store
+    pk = jobs.get(store, HERE.project, name.rpartition("/")[2]).pk
+    with store.write() as session:
+        session.add(JobReviewRow(job_pk=pk, sample_id="1-1", decision="KEPT"))
+    return pk
+
+
+def reviews(store: Store, pk: int) -> int:
+    query = select(func.count()).where(JobReviewRow.job_pk == pk)
+    with store.read() as session:
+        return session.scalar(query) or 0
+
+
+async def retained(lab: Lab, days: float) -> list[Removed]:
+    engine = lab.world.gateway.engine
+    return await Keeping(engine._tools, engine, now=lambda: time.time() + days * DAY_S).work()
+
+
+async def test_a_deletion_counts_and_removes_what_people_have_reviewed(lab: Lab) -> None:
+    store = lab.world.gateway.store
+    pk = reviewed(lab, await finished(lab))
+    begin_deletion(store, HERE.project)
+    await deletions(lab).work()
+    row = newest_deletion(store, HERE.project)
+    assert row.ended, row.waiting_for
+    assert json.loads(row.before_json)["job reviews"] == 1
+    assert json.loads(row.after_json)["job reviews"] == 0
+    assert reviews(store, pk) == 0
+
+
+async def test_retention_removes_a_reviewed_job(lab: Lab) -> None:
+    pk = reviewed(lab, await finished(lab))
+    assert (await settings(lab, retention={"finishedJobDays": 3})).status_code == 200
+    found = [one.jobs for one in await retained(lab, 4) if one.project == HERE.project]
+    assert found == [1]
+    assert reviews(lab.world.gateway.store, pk) == 0
+
+
+async def test_a_job_that_does_not_stop_holds_up_its_own_project_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = lab.world.gateway.store
+    lab.student.hang = True
+    spec = {"dataset": await prompts(lab), "teacher": name_of("tuned"), "student": name_of("twin")}
+    name = await lab.start(language={**spec, "modelId": "small"})
+    await lab.stage(name, "fit")
+    stuck = HERE.project
+    begin_deletion(store, stuck)
+    lab.fresh("another that is deleted")
+    await prompts(lab)
+    begin_deletion(store, HERE.project)
+
+    monkeypatch.setattr(deletion, "_STOPPED_S", 0.0)
+    await deletions(lab).work()
+    assert name in newest_deletion(store, stuck).waiting_for
+    assert newest_deletion(store, HERE.project).ended
+
+    monkeypatch.undo()
+    lab.student.hang = False
+    await deletions(lab).work()
+    assert newest_deletion(store, stuck).ended
+
+
+def ended_jobs(store: Store, project: str, count: int, *, with_versions: int) -> None:
+    """Make jobs that have succeeded, the first of which have made versions of a student."""
+    with store.write() as session:
+        student = StudentRow(
+            project=project,
+            student_id="s",
+            head=1,
+            promoted=1,
+            dataset="",
+            teacher="",
+            encoder="",
+            classes_json="[]",
+        )
+        session.add(student)
+        session.flush()
+        for number in range(count):
+            row = JobRow(project=project, job_id=f"concept-{number}", state="SUCCEEDED")
+            row.spec_json, row.ended = "{}", time.time()
+            session.add(row)
+            if number < with_versions:
+                made = VersionRow(student_pk=student.pk, number=number + 1, job=jobs.name_of(row))
+                made.weights_digest = made.card_digest = "0" * 64
+                session.add(made)
+
+
+async def test_jobs_that_stay_do_not_keep_retention_from_the_others(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = lab.world.gateway.store
+    ended_jobs(store, HERE.project, 4, with_versions=3)
+    assert (await settings(lab, retention={"finishedJobDays": 3})).status_code == 200
+    monkeypatch.setattr(retention, "_AT_ONCE", 2)
+    found = [one.jobs for one in await retained(lab, 4) if one.project == HERE.project]
+    assert found == [1]
+    with store.read() as session:
+        left = set(session.scalars(select(JobRow.job_id).where(JobRow.project == HERE.project)))
+    assert left == {"concept-0", "concept-1", "concept-2"}
+
+
+async def test_a_project_whose_retention_fails_does_not_stop_anothers(lab: Lab) -> None:
+    gateway, failing = lab.world.gateway, f"{HERE.project}-a"
+    good = f"{HERE.project}-b"
+    for project in (failing, good):
+        ended_jobs(gateway.store, project, 1, with_versions=0)
+        with gateway.store.write() as session:
+            session.add(ProjectRow(project=project, retention_json='{"finishedJobDays": 3}'))
+
+    class Failing(Keeping):
+        async def _apply(self, project: str, rules: projects_pb2.Retention) -> Removed:
+            if project == failing:
+                raise PeerUnavailable("student is away")
+            return await super()._apply(project, rules)
+
+    tools, engine = gateway.engine._tools, gateway.engine
+    found = await Failing(tools, engine, now=lambda: time.time() + 4 * DAY_S).work()
+    assert good in {one.project for one in found}
+    assert failing not in {one.project for one in found}
+
+
+async def test_the_lock_of_the_chores_is_taken_and_given_back_beside_the_event_loop(
+    postgres_url: str,
+) -> None:
+    store, other = Store(postgres_url), Store(postgres_url)
+    threads, taken = set(), []
+    event.listen(
+        store._engine, "before_cursor_execute", lambda *_: threads.add(threading.get_ident())
+    )
+    event.listen(store._engine, "commit", lambda *_: threads.add(threading.get_ident()))
+    chores = Chores(store, cast("Any", None), cast("Any", None))
+
+    async def work() -> None:
+        with other.alone(_LOCK) as is_free:
+            taken.append(not is_free)
+
+    await chores._try("this", work)
+    assert taken == [True]
+    assert threads
+    assert threading.get_ident() not in threads
+    with other.alone(_LOCK) as is_free:
+        assert is_free
+    store.close()
+    other.close()
