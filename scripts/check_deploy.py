@@ -1,16 +1,19 @@
 """Checks deploy/: `python scripts/check_deploy.py`, a part of `make lint`.
 
 The Dockerfile by hadolint; compose.yaml by the compose specification's schema; each overlay as
-kustomize renders it, by the schemas of the oldest and the newest Kubernetes that we support; and
-then what no schema knows (scripts/deploy_checks): that variables are settings, that names lead
-somewhere, that pods have no rights and get the time to drain.
+kustomize renders it, with and without each component, by the schemas of the oldest and the newest
+Kubernetes that we support; and then what no schema knows (scripts/deploy_checks): that variables
+are settings, that names lead somewhere, that certificates fit what is called, that pods have no
+rights and get the time to drain.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +24,13 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from scripts.deploy_checks import compose, rules  # noqa: E402
+from scripts.deploy_checks import certificates, compose, rules  # noqa: E402
 from scripts.deploy_checks.objects import Manifest, Objects  # noqa: E402
 
 DEPLOY = ROOT / "deploy"
 OVERLAYS = ("cpu-trial", "gpu-production")
+COMPONENTS = ("mtls",)
+"""What an overlay may take in addition; each is checked in each overlay."""
 KUBERNETES = ("1.30", "1.37")
 _SCHEMAS = Path(__file__).parent / "deploy_checks" / "schemas"
 _BIN = Path(sys.executable).parent
@@ -35,12 +40,30 @@ def main() -> int:
     """Print what is wrong; return 1 where anything is."""
     found = [*_dockerfile(), *_compose()]
     for name in OVERLAYS:
-        manifests = render(DEPLOY / "k8s" / "overlays" / name)
-        wrong = [*by_schema(manifests), *rules.problems(Objects(manifests))]
-        found += [f"overlay {name}: {one}" for one in wrong]
-        print(f"overlay {name}: {len(manifests)} objects")
+        for component in ("", *COMPONENTS):
+            manifests = overlay(name, component)
+            called = f"overlay {name}{' with ' if component else ''}{component}"
+            found += [f"{called}: {one}" for one in problems(manifests)]
+            print(f"{called}: {len(manifests)} objects")
     print("\n".join(found) or "deploy/: all well", file=sys.stderr if found else sys.stdout)
     return 1 if found else 0
+
+
+def overlay(name: str, component: str = "") -> list[Manifest]:
+    """Return the objects of an overlay, of a copy that takes a component where one is named."""
+    if not component:
+        return render(DEPLOY / "k8s" / "overlays" / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(DEPLOY / "k8s", Path(scratch, "k8s")), "overlays", name)
+        with (folder / "kustomization.yaml").open("a", encoding="utf-8") as file:
+            file.write(f"components: [../../components/{component}]\n")
+        return render(folder)
+
+
+def problems(manifests: list[Manifest]) -> list[str]:
+    """Return all that is wrong with the objects of an overlay."""
+    objects = Objects(manifests)
+    return [*by_schema(manifests), *rules.problems(objects), *certificates.problems(objects)]
 
 
 def render(folder: Path) -> list[Manifest]:

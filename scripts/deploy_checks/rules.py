@@ -27,7 +27,8 @@ CLOSING_S = 20
 """What a service may need to close after its calls have ended."""
 _UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 _MEMORY = re.compile(r"(\d+)(|Ki|Mi|Gi|Ti)")
-_ADDRESS = re.compile(r"dns:///([a-z-]+):(\d+)")
+PROBE = ("python", "-m", "services.common.probe")
+ADDRESS = re.compile(r"dns:///([a-z-]+):(\d+)")
 Rule = Callable[[Objects], Iterator[str]]
 
 
@@ -82,13 +83,13 @@ def variables(pods: Pods) -> dict[str, str]:
 
 def settings_fit(objects: Objects) -> Iterator[str]:
     """Variables are settings of the service, and their values are taken."""
-    for pods in _services(objects):
+    for pods in services(objects):
         yield from settings_of(pods.name, variables(pods))[1]
 
 
 def the_gateway_asks_who_calls(objects: Objects) -> Iterator[str]:
     """A gateway that would refuse to start, because it listens to everybody, is found here."""
-    for pods in _services(objects):
+    for pods in services(objects):
         settings, _ = settings_of(pods.name, variables(pods))
         if isinstance(settings, GatewaySettings) and (said := exposure.refusal(settings)):
             yield f"{pods.name}: {said}"
@@ -130,7 +131,7 @@ def pods_are_bounded(objects: Objects) -> Iterator[str]:
 def models_fit_the_memory(objects: Objects) -> Iterator[str]:
     """The weights that a service may keep take half of its memory limit at most: one over the limit
     is killed, however well the service keeps its own budget."""
-    for pods in _services(objects):
+    for pods in services(objects):
         settings, _ = settings_of(pods.name, variables(pods))
         limit = str(pods.container.get("resources", {}).get("limits", {}).get("memory", ""))
         if not isinstance(settings, TeacherSettings | ConceptsSettings) or not limit:
@@ -145,11 +146,12 @@ def models_fit_the_memory(objects: Objects) -> Iterator[str]:
 
 def claims_exist(objects: Objects) -> Iterator[str]:
     """Claims, accounts and secrets that pods name are there, or are known to come from outside."""
+    made = {one["spec"]["secretName"] for one in objects.of("Certificate")}
     for pods in objects.pods:
         for volume in pods.spec.get("volumes", []):
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             secret = volume.get("secret", {}).get("secretName")
-            if secret and secret not in SECRETS:
+            if secret and secret not in (*SECRETS, *made):
                 yield f"{pods.name}: secret {secret} is unknown"
             if claim and not objects.named("PersistentVolumeClaim", claim):
                 yield f"{pods.name}: claim {claim} is missing"
@@ -162,18 +164,23 @@ def claims_exist(objects: Objects) -> Iterator[str]:
 
 
 def probes_ask_the_service(objects: Objects) -> Iterator[str]:
-    """All three probes by gRPC at the port of the settings."""
-    for pods in _services(objects):
+    """All three probes by gRPC at the port of the settings; by a program where that speaks TLS,
+    which Kubernetes' own probes do not."""
+    for pods in services(objects):
         settings, _ = settings_of(pods.name, variables(pods))
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            port = pods.container.get(probe, {}).get("grpc", {}).get("port")
-            if settings and port != settings.port:
+            asked = pods.container.get(probe, {})
+            port = asked.get("grpc", {}).get("port")
+            command = asked.get("exec", {}).get("command", [])
+            if settings and settings.tls and command[:4] != [*PROBE, pods.name]:
+                yield f"{pods.name}: {probe} speaks no TLS, and the service nothing else"
+            elif settings and not settings.tls and port != settings.port:
                 yield f"{pods.name}: {probe} asks port {port}, the service has {settings.port}"
 
 
 def pods_get_time_to_drain(objects: Objects) -> Iterator[str]:
     """The grace period covers the pause before SIGTERM, the drain, and closing."""
-    for pods in _services(objects):
+    for pods in services(objects):
         settings, _ = settings_of(pods.name, variables(pods))
         pause_s = pods.container["lifecycle"]["preStop"]["sleep"]["seconds"]
         needed_s = pause_s + (settings.drain_s if settings else 0) + CLOSING_S
@@ -201,16 +208,16 @@ def services_have_pods(objects: Objects) -> Iterator[str]:
         there = {port for pods in objects.behind(name) for port in pods.ports}
         wanted = {port["targetPort"] for port in service["spec"]["ports"]}
         yield from (f"service {name}: nothing has port {port}" for port in wanted - there)
-    for pods in _services(objects):
+    for pods in services(objects):
         if not objects.named("PodDisruptionBudget", pods.name):
             yield f"{pods.name}: has no disruption budget"
 
 
 def addresses_are_reachable(objects: Objects) -> Iterator[str]:
     """Every `dns:///NAME:PORT` is a headless service, and policies let the call through."""
-    for pods in _services(objects):
+    for pods in services(objects):
         for name, value in variables(pods).items():
-            found = _ADDRESS.fullmatch(value)
+            found = ADDRESS.fullmatch(value)
             if found is None:
                 continue
             service = objects.named("Service", found[1])
@@ -235,7 +242,8 @@ def autoscalers_scale(objects: Objects) -> Iterator[str]:
             yield f"{target['name']}: sets replicas beside its autoscaler"
 
 
-def _services(objects: Objects) -> Iterator[Pods]:
+def services(objects: Objects) -> Iterator[Pods]:
+    """Yield the pods of our own services."""
     yield from (pods for pods in objects.pods if pods.name in SETTINGS)
 
 
