@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from services.common.blobs import BlobStore, is_digest
 
 _CONDEMNED = "condemned-"
+_LOCK = "keeping.lock"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,23 @@ class Shelf(BlobStore):
     def root(self) -> str:
         """Where it lies, as its file system spells it."""
         return self._root
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it lies in a folder, and not in a bucket."""
+        return self._local
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """In a folder let one at a time in, for the moment of a look and a write. Processes that
+        end let go. In a bucket it does nothing."""
+        if not self._local:
+            yield
+            return
+        os.makedirs(self._root, exist_ok=True)
+        with open(f"{self._root}/{_LOCK}", "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def projects(self) -> list[str]:
         """Return the projects that have anything here, sorted."""
@@ -115,12 +134,12 @@ class Shelf(BlobStore):
             aside = f"{self._base(project)}/tmp/{_CONDEMNED}{digest}"
             os.makedirs(os.path.dirname(aside), exist_ok=True)
             os.rename(path, aside)
-        except FileNotFoundError:
+            if os.stat(aside).st_mtime > older_than:
+                os.rename(aside, path)
+                return False
+            os.unlink(aside)
+        except FileNotFoundError:  # it has gone already, or somebody has put it back
             return False
-        if os.stat(aside).st_mtime > older_than:
-            os.rename(aside, path)
-            return False
-        os.unlink(aside)
         return True
 
     def recover(self) -> None:

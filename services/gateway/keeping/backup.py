@@ -61,12 +61,21 @@ def back_up(
     that were copied. Raises Precondition where a garbage collection or another backup runs."""
     if target.root == shelf.root or target.root.startswith(f"{shelf.root}/"):
         raise InvalidInput("a backup must not lie in the blob store that it is of", field="DEST")
-    with lease(shelf, "a backup"), tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
+    with (
+        lease(shelf, "a backup") as held,
+        tempfile.TemporaryDirectory(prefix="stillhouse-") as name,
+    ):
+
+        def tell(told: Saved) -> None:
+            held.check()
+            progress(told)
+
         folder = Path(name)
         saved = Saved(id=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ"))
         files = tables_of(database_url).snapshot(database_url, folder)
         (folder / REFS).write_text(_refs(shelf), encoding="utf-8")
-        (folder / BLOBS).write_text(_copy_blobs(shelf, target, saved, progress))
+        (folder / BLOBS).write_text(_copy_blobs(shelf, target, saved, tell))
+        held.check()
         _publish(target, folder, [*files, REFS, BLOBS], database_url, saved)
     return saved
 

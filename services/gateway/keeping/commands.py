@@ -13,7 +13,7 @@ from services.gateway.keeping.backup import back_up
 from services.gateway.keeping.collect import DAY_S, HOUR_S, Ages, Collected
 from services.gateway.keeping.collect import collect as collect_blobs
 from services.gateway.keeping.fsck import Outcome, Repair, check_bytes, find
-from services.gateway.keeping.lease import lease
+from services.gateway.keeping.lease import Lease, lease
 from services.gateway.keeping.repairs import ForgetStage, FromBackup, FromSource
 from services.gateway.keeping.restore import restore as restore_backup
 from services.gateway.keeping.roots import Rows, read_rows
@@ -28,19 +28,37 @@ Said = tuple[dict[str, object], list[str], bool]
 def fsck(given: argparse.Namespace, bar: Bar) -> Said:
     """Check every blob, repair what can be repaired, and name the rest."""
     settings, shelf, store = _opened()
+    with lease(shelf, "a check") as held:
+        outcome = _check(given, bar, held, settings, shelf, store)
+    store.close()
+    return outcome.to_json(), _told(outcome, given), not outcome.hurt
+
+
+def _check(
+    given: argparse.Namespace,
+    bar: Bar,
+    held: Lease,
+    settings: GatewaySettings,
+    shelf: Shelf,
+    store: Store,
+) -> Outcome:
     shelf.recover()
     outcome = Outcome()
     bar.expect(sum(1 for project in shelf.projects() for _ in shelf.blobs(project)))
     damaged: list[tuple[str, str]] = []
+
+    def tell(told: Outcome) -> None:
+        held.check()
+        bar.at(told.checked)
+
     try:
-        check_bytes(shelf, outcome, damaged, lambda told: bar.at(told.checked), after=given.after)
+        check_bytes(shelf, outcome, damaged, tell, after=given.after)
         outcome.complete = True
     except KeyboardInterrupt:
         bar.interrupted = True
     repairs = [] if given.no_repair else _repairs(settings, shelf, store, given.source)
     find(shelf, read_rows(store, settings.database_url), damaged, outcome, repairs)
-    store.close()
-    return outcome.to_json(), _told(outcome, given), not outcome.hurt
+    return outcome
 
 
 def gc(given: argparse.Namespace, bar: Bar) -> Said:
@@ -52,12 +70,19 @@ def gc(given: argparse.Namespace, bar: Bar) -> Said:
         given.stages_days * DAY_S if given.stages_days else None,
     )
 
-    def read() -> Rows:
-        return read_rows(store, settings.database_url)
+    with lease(shelf, "a garbage collection") as held:
 
-    with lease(shelf, "a garbage collection"):
+        def read() -> Rows:
+            held.check()
+            return read_rows(store, settings.database_url)
+
         found = collect_blobs(
-            shelf, read, ages, dry_run=not given.yes, despite_damage=given.despite_damage
+            shelf,
+            read,
+            ages,
+            dry_run=not given.yes,
+            despite_damage=given.despite_damage,
+            progress=lambda _: held.check(),
         )
     store.close()
     return found.to_json(), _swept(found), not found.skipped
