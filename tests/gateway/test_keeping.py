@@ -26,6 +26,8 @@ from services.gateway.keeping.lease import lease
 from services.gateway.keeping.repairs import ForgetStage, FromBackup, FromSource
 from services.gateway.keeping.rules import OTHER_COLUMNS, REFS, TABLES, Need
 from services.gateway.keeping.showing import Bar
+from services.gateway.projects.deletion import remove_blobs
+from services.gateway.settings import GatewaySettings
 from services.gateway.store import Base, DatasetRow, JobRow, StudentRow, VersionRow
 from tests.gateway.stored_world import P, Stored, stored_world
 
@@ -301,6 +303,35 @@ def test_a_check_waits_for_the_end_of_a_collection(
         commands.fsck(given, bar)
     said, _, is_well = commands.fsck(given, bar)
     assert (said["findings"], is_well) == ([], True)
+
+
+def test_a_deleted_project_goes_after_the_backup_that_copies_it(world: Stored) -> None:
+    busy = pytest.raises(Precondition, match="a backup is at work")
+    with lease(world.shelf, "a backup"), busy:
+        remove_blobs(world.shelf, P)
+    assert world.exists("weights1")
+    remove_blobs(world.shelf, P)
+    assert not any(world.shelf.count(P).values())
+
+
+def test_a_check_reads_sources_by_the_rules_of_the_gateway(
+    world: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset that was read from a private address that a setting allows is read from there
+    again; one that asks for the blob store itself is not."""
+    blobs = str(world.folder / "blobs")
+    for name, value in {"BLOB_URL": blobs, "ALLOWED_ADDRESSES": '["10.1.2.3"]'}.items():
+        monkeypatch.setenv(f"GATEWAY_{name}", value)
+    for asks, are_files_read in (("none", True), ("required", False)):
+        monkeypatch.setenv("GATEWAY_AUTH", asks)
+        settings = GatewaySettings()
+        _, source, _ = commands._repairs(settings, world.shelf, world.store, blobs)
+        assert isinstance(source, FromSource)
+        policy = source.reading.policy
+        policy.check("http://10.1.2.3/photos.zip")
+        with pytest.raises(Precondition, match="own data"):
+            policy.check(f"file://{blobs}")
+        assert policy.loopback == are_files_read
 
 
 def test_a_blob_that_somebody_puts_back_while_it_goes_stays(

@@ -3,7 +3,8 @@
 The order makes it consistent: the database first, then the refs, then the blobs. Rows and refs are
 written after the blobs that they name, and blobs never change; so all that the copied rows and refs
 name is in the store when the blobs are listed, and what was put since is copied as well, which does
-no harm. A garbage collection would break this; the lease keeps it away meanwhile.
+no harm. A garbage collection or the removal of a deleted project would break this; the lease keeps
+them away meanwhile. What vanishes all the same, by hand, is named.
 
 A backup is a folder below `backups/`; its manifest, written last, names every file and the list of
 blobs by digest. The blobs of all backups share one pool, so that a further backup copies what is
@@ -45,6 +46,8 @@ class Saved:
     bytes_copied: int = 0
     damaged: list[str] = field(default_factory=list)
     """Blobs that are damaged here and in no earlier backup, `PROJECT/DIGEST`."""
+    vanished: list[str] = field(default_factory=list)
+    """Blobs that somebody has removed while they were copied."""
 
     def to_json(self) -> dict[str, object]:
         """Return it for programs."""
@@ -126,6 +129,7 @@ def _copy(shelf: Shelf, target: Shelf, project: str, digest: str, saved: Saved) 
         saved.damaged.append(f"{project}/{digest}")
         return False
     except NotFound:
+        saved.vanished.append(f"{project}/{digest}")
         return False
     saved.copied += 1
     saved.bytes_copied += size
@@ -151,6 +155,7 @@ def _publish(
         "files": described,
         "blobs": saved.blobs,
         "damaged": saved.damaged,
+        "vanished": saved.vanished,
     }
     saved.digest = sealed(body)
     manifest = json.dumps(body | {"digest": saved.digest}, indent=1, sort_keys=True)

@@ -6,8 +6,9 @@ import argparse
 
 from services.common.catalogue import load_catalogue
 from services.common.errors import NotFound
+from services.common.outbound import Addresses
 from services.common.shelf import Shelf
-from services.gateway.datasets.readers import Reading, UriPolicy
+from services.gateway.datasets.readers import Reading
 from services.gateway.keeping import sqlite_copy
 from services.gateway.keeping.backup import back_up
 from services.gateway.keeping.collect import DAY_S, HOUR_S, Ages, Collected
@@ -101,7 +102,8 @@ def backup(given: argparse.Namespace, bar: Bar) -> Said:
         f"digest of its manifest: {saved.digest}",
     ]
     lines += [f"DAMAGED, not in the backup: {one}; run `stillhouse fsck`" for one in saved.damaged]
-    return saved.to_json(), lines, not saved.damaged
+    lines += [f"GONE while it was copied, not in the backup: {one}" for one in saved.vanished]
+    return saved.to_json(), lines, not (saved.damaged or saved.vanished)
 
 
 def restore(given: argparse.Namespace, bar: Bar) -> Said:
@@ -114,6 +116,7 @@ def restore(given: argparse.Namespace, bar: Bar) -> Said:
         shelf,
         backup_id=given.id,
         digest=given.digest,
+        revoke_keys=given.revoke_keys,
         progress=lambda told: bar.at(told.blobs),
     )
     store, outcome = Store(url), Outcome()
@@ -136,13 +139,8 @@ def _opened() -> tuple[GatewaySettings, Shelf, Store]:
 
 
 def _repairs(settings: GatewaySettings, shelf: Shelf, store: Store, source: str) -> list[Repair]:
-    reading = Reading(
-        policy=UriPolicy.for_host(settings.host, settings.file_roots),
-        blobs=shelf,
-        catalogue=load_catalogue([settings.catalogue] if settings.catalogue else []),
-        cache_dir=settings.cache_dir,
-        max_image_bytes=settings.max_image_bytes,
-    )
+    catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
+    reading = Reading.of(settings, shelf, catalogue, Addresses(settings.allowed_addresses))
     found: list[Repair] = [FromBackup(Shelf(source), shelf)] if source else []
     return [*found, FromSource(store, reading), ForgetStage(shelf)]
 

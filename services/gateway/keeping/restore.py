@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,9 +47,13 @@ def restore(
     *,
     backup_id: str = "",
     digest: str = "",
+    revoke_keys: bool = False,
     progress: Callable[[Restored], None] = lambda _: None,
 ) -> Restored:
     """Restore the newest backup of `source`, or the one named. Blocking.
+
+    Browsers' sessions are not restored, and with `revoke_keys` no key works any more: those that
+    were revoked after the backup would work again.
 
     Raises NotFound, DataLoss where it is damaged or not that of `digest`, Precondition where the
     place is not empty or the backup does not fit this release.
@@ -75,7 +80,7 @@ def restore(
             ref = json.loads(line)
             shelf.put_ref(ref["project"], ref["name"], ref["data"].encode())
             done.refs += 1
-        tables.put_in_place(database_url, folder)
+        tables.put_in_place(database_url, folder, _forgotten(revoke_keys=revoke_keys))
     shelf.remove_named(_MARK)
     return done
 
@@ -116,13 +121,22 @@ def _check_fit(manifest: dict[str, Any], database_url: str) -> None:
 
 def _check_place(manifest: dict[str, Any], tables: Any, database_url: str, shelf: Shelf) -> None:
     """Raise Precondition unless all is empty, or this very backup is being restored there."""
-    if not tables.is_empty(database_url):
-        raise Precondition("the database is not empty; a restore needs an empty place")
     mark = shelf.read_file(_MARK)
+    if not tables.is_empty(database_url, resuming=mark is not None):
+        raise Precondition("the database is not empty; a restore needs an empty place")
     if mark is None and shelf.projects():
         raise Precondition("the blob store is not empty; a restore needs an empty place")
     if mark is not None and json.loads(mark)["id"] != manifest["id"]:
         raise Precondition(f"another backup is half restored here: {json.loads(mark)['id']}")
+
+
+def _forgotten(*, revoke_keys: bool) -> dict[str, str]:
+    """Return what is done to rows that would let somebody in again, by table."""
+    done = {"access_sessions": "DELETE FROM access_sessions"}
+    if revoke_keys:
+        revoke = f"UPDATE api_keys SET revoked = {time.time()!r} WHERE revoked IS NULL"
+        done["api_keys"] = revoke
+    return done
 
 
 def _read(source: Shelf, manifest: dict[str, Any], file: str) -> bytes:
