@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
-from services.common.blobs import BlobStore, is_digest
+from services.common.blobs import CHUNK_BYTES, BlobStore, is_digest
 
 _CONDEMNED = "condemned-"
 _LOCK = "keeping.lock"
@@ -166,6 +167,30 @@ class Shelf(BlobStore):
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file below the root, atomically."""
         self._write(f"{self._root}/{name}", data)
+
+    def send(self, source: BinaryIO, name: str) -> tuple[str, int]:
+        """Write a file of any length below the root, atomically; return its digest and size."""
+        path, sha, size = f"{self._root}/{name}", hashlib.sha256(), 0
+        folder, _, last = path.rpartition("/")
+        self._fs.makedirs(folder, exist_ok=True)
+        part = f"{folder}/.{last}.part" if self._local else path
+        with self._fs.open(part, "wb") as out:
+            while chunk := source.read(CHUNK_BYTES):
+                sha.update(chunk)
+                size += len(chunk)
+                out.write(chunk)
+        if self._local:
+            self._fs.mv(part, path)
+        return sha.hexdigest(), size
+
+    def fetch(self, name: str, out: BinaryIO) -> str:
+        """Copy a file below the root and return its digest. Raises FileNotFoundError."""
+        sha = hashlib.sha256()
+        with self._fs.open(f"{self._root}/{name}", "rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                sha.update(chunk)
+                out.write(chunk)
+        return sha.hexdigest()
 
     def remove_named(self, name: str) -> None:
         """Delete a file below the root."""

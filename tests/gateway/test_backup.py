@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -270,6 +271,21 @@ def test_what_is_damaged_is_told_and_left_out(world: Stored, tmp_path: Path) -> 
     saved = save(world, tmp_path)
     assert saved.damaged == [f"{P}/{world.digests['weights1']}"]
     assert bring_back(tmp_path).damaged == 1
+
+
+def test_a_table_is_not_held_in_memory(world: Stored, tmp_path: Path) -> None:
+    """The parts of the workflow engine's file that are held at a time are much less than it is."""
+    workflows = tmp_path / "first" / "gateway-workflows.db"
+    with contextlib.closing(sqlite3.connect(workflows)) as made, made:
+        made.execute("CREATE TABLE outputs (output BLOB)")
+        for _ in range(24):
+            made.execute("INSERT INTO outputs VALUES (zeroblob(1000000))")
+    tracemalloc.start()
+    save(world, tmp_path)
+    bring_back(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12_000_000
 
 
 def test_what_vanishes_is_named(world: Stored, tmp_path: Path) -> None:

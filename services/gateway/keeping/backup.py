@@ -141,9 +141,9 @@ def _publish(
 ) -> None:
     described = {}
     for name in files:
-        data = (folder / name).read_bytes()
-        target.write_file(f"backups/{saved.id}/{name}", data)
-        described[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        with (folder / name).open("rb") as source:
+            digest, size = target.send(source, f"backups/{saved.id}/{name}")
+        described[name] = {"sha256": digest, "size": size}
     body = {
         "format": FORMAT,
         "id": saved.id,

@@ -6,7 +6,7 @@ start on a half; a restore that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import tempfile
 import time
@@ -71,15 +71,12 @@ def restore(
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = Path(name)
         for file in manifest["files"]:
-            (folder / file).write_bytes(_read(source, manifest, file))
+            _fetch(source, manifest, file, folder)
         wanted = list(_wanted(folder))
         _check_pool(source, wanted)
         shelf.write_file(_MARK, json.dumps({"id": manifest["id"]}).encode())
         _copy_blobs(source, shelf, wanted, done, progress)
-        for line in (folder / REFS).read_text(encoding="utf-8").splitlines():
-            ref = json.loads(line)
-            shelf.put_ref(ref["project"], ref["name"], ref["data"].encode())
-            done.refs += 1
+        _put_refs(folder, shelf, done)
         tables.put_in_place(database_url, folder, _forgotten(revoke_keys=revoke_keys))
     shelf.remove_named(_MARK)
     return done
@@ -139,13 +136,14 @@ def _forgotten(*, revoke_keys: bool) -> dict[str, str]:
     return done
 
 
-def _read(source: Shelf, manifest: dict[str, Any], file: str) -> bytes:
+def _fetch(source: Shelf, manifest: dict[str, Any], file: str, folder: Path) -> None:
     if "/" in file or file.startswith("."):
         raise InvalidInput(f"the backup names a file {file[:80]!r}")
-    data = source.read_file(f"backups/{manifest['id']}/{file}")
-    if data is None or hashlib.sha256(data).hexdigest() != manifest["files"][file]["sha256"]:
-        raise DataLoss(f"{file} of backup {manifest['id']} is missing or damaged")
-    return data
+    with contextlib.suppress(FileNotFoundError), (folder / file).open("wb") as out:
+        digest = source.fetch(f"backups/{manifest['id']}/{file}", out)
+        if digest == manifest["files"][file]["sha256"]:
+            return
+    raise DataLoss(f"{file} of backup {manifest['id']} is missing or damaged")
 
 
 def _wanted(folder: Path) -> Iterator[tuple[str, str, int]]:
@@ -163,6 +161,14 @@ def _check_pool(source: Shelf, wanted: list[tuple[str, str, int]]) -> None:
         raise DataLoss(
             f"the backup lacks {len(lost):,} of its {len(wanted):,} blobs, first {lost[0]}"
         )
+
+
+def _put_refs(folder: Path, shelf: Shelf, done: Restored) -> None:
+    with (folder / REFS).open(encoding="utf-8") as lines:
+        for line in lines:
+            ref = json.loads(line)
+            shelf.put_ref(ref["project"], ref["name"], ref["data"].encode())
+            done.refs += 1
 
 
 def _copy_blobs(
