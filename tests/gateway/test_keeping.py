@@ -308,9 +308,9 @@ def test_a_check_waits_for_the_end_of_a_collection(
 def test_a_deleted_project_goes_after_the_backup_that_copies_it(world: Stored) -> None:
     busy = pytest.raises(Precondition, match="a backup is at work")
     with lease(world.shelf, "a backup"), busy:
-        remove_blobs(world.shelf, P)
+        remove_blobs(world.shelf, world.shelf, P)
     assert world.exists("weights1")
-    remove_blobs(world.shelf, P)
+    remove_blobs(world.shelf, world.shelf, P)
     assert not any(world.shelf.count(P).values())
 
 

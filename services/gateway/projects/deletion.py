@@ -16,6 +16,7 @@ from stillhouse.student.v1 import student_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import logs
+from services.common.blobs import BlobStore
 from services.common.errors import Precondition, StillhouseError
 from services.common.shelf import Shelf
 from services.gateway.access.tables import ApiKeyRow, QuotaRow
@@ -98,7 +99,7 @@ class Deletions:
         await self._ask_services(project)
         await self._engine.forget(project=project)
         await asyncio.to_thread(self._remove_rows, project)
-        await asyncio.to_thread(remove_blobs, Shelf(self._tools.settings.blob_url), project)
+        await asyncio.to_thread(self._remove_blobs, project)
         await self._tools.cache.forget(project)
 
     async def _cancel_jobs(self, project: str) -> None:
@@ -163,10 +164,13 @@ class Deletions:
             for kind in _BY_PROJECT.values():
                 session.execute(delete(kind).where(kind.project == project))  # type: ignore[attr-defined]
 
+    def _remove_blobs(self, project: str) -> None:
+        remove_blobs(self._tools.blobs, Shelf(self._tools.settings.blob_url), project)
 
-def remove_blobs(shelf: Shelf, project: str) -> None:
+
+def remove_blobs(blobs: BlobStore, shelf: Shelf, project: str) -> None:
     """Remove all that a project has in the blob store. Raises Precondition while a backup copies
     it: rows that the backup has name these blobs."""
-    if any(shelf.count(project).values()):
+    if any(blobs.count(project).values()):
         with lease(shelf, "the removal of a deleted project"):
-            shelf.remove_project(project)
+            blobs.remove_project(project)
