@@ -62,7 +62,10 @@ class BlobStore:
     loop."""
 
     def __init__(self, url: str) -> None:
-        self._fs, root = cast("tuple[Any, str]", fsspec.core.url_to_fs(url))
+        # What a listing said goes stale: a blob that another process has removed would be taken for
+        # there, and not be written.
+        found = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        self._fs, root = cast("tuple[Any, str]", found)
         self._root = root.rstrip("/")
         self._local = "file" in (
             self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
-from services.common.blobs import BlobStore, is_digest
+from services.common.blobs import CHUNK_BYTES, BlobStore, is_digest
 
 _CONDEMNED = "condemned-"
+_LOCK = "keeping.lock"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,23 @@ class Shelf(BlobStore):
     def root(self) -> str:
         """Where it lies, as its file system spells it."""
         return self._root
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it lies in a folder, and not in a bucket."""
+        return self._local
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """In a folder let one at a time in, for the moment of a look and a write. Processes that
+        end let go. In a bucket it does nothing."""
+        if not self._local:
+            yield
+            return
+        os.makedirs(self._root, exist_ok=True)
+        with open(f"{self._root}/{_LOCK}", "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def projects(self) -> list[str]:
         """Return the projects that have anything here, sorted."""
@@ -115,12 +135,12 @@ class Shelf(BlobStore):
             aside = f"{self._base(project)}/tmp/{_CONDEMNED}{digest}"
             os.makedirs(os.path.dirname(aside), exist_ok=True)
             os.rename(path, aside)
-        except FileNotFoundError:
+            if os.stat(aside).st_mtime > older_than:
+                os.rename(aside, path)
+                return False
+            os.unlink(aside)
+        except FileNotFoundError:  # it has gone already, or somebody has put it back
             return False
-        if os.stat(aside).st_mtime > older_than:
-            os.rename(aside, path)
-            return False
-        os.unlink(aside)
         return True
 
     def recover(self) -> None:
@@ -147,6 +167,30 @@ class Shelf(BlobStore):
     def write_file(self, name: str, data: bytes) -> None:
         """Write a file below the root, atomically."""
         self._write(f"{self._root}/{name}", data)
+
+    def send(self, source: BinaryIO, name: str) -> tuple[str, int]:
+        """Write a file of any length below the root, atomically; return its digest and size."""
+        path, sha, size = f"{self._root}/{name}", hashlib.sha256(), 0
+        folder, _, last = path.rpartition("/")
+        self._fs.makedirs(folder, exist_ok=True)
+        part = f"{folder}/.{last}.part" if self._local else path
+        with self._fs.open(part, "wb") as out:
+            while chunk := source.read(CHUNK_BYTES):
+                sha.update(chunk)
+                size += len(chunk)
+                out.write(chunk)
+        if self._local:
+            self._fs.mv(part, path)
+        return sha.hexdigest(), size
+
+    def fetch(self, name: str, out: BinaryIO) -> str:
+        """Copy a file below the root and return its digest. Raises FileNotFoundError."""
+        sha = hashlib.sha256()
+        with self._fs.open(f"{self._root}/{name}", "rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                sha.update(chunk)
+                out.write(chunk)
+        return sha.hexdigest()
 
     def remove_named(self, name: str) -> None:
         """Delete a file below the root."""

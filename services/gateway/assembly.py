@@ -31,7 +31,7 @@ from services.gateway.access.servicer import AccessServicer
 from services.gateway.access.tables import shared_secret
 from services.gateway.blob_servicer import BlobServicer
 from services.gateway.cache import EmbeddingCache
-from services.gateway.datasets.readers import Reading, UriPolicy
+from services.gateway.datasets.readers import Reading
 from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
 from services.gateway.http.edge import Edge
@@ -113,19 +113,7 @@ class Gateway:
         self.heartbeat = Heartbeat(
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
-        reading = Reading(
-            policy=UriPolicy.for_host(
-                settings.host,
-                settings.file_roots,
-                everybody=settings.auth == "none",
-                addresses=self.addresses,
-                hidden=[settings.blob_url],
-            ),
-            blobs=self.blobs,
-            catalogue=self.catalogue,
-            cache_dir=settings.cache_dir,
-            max_image_bytes=settings.max_image_bytes,
-        )
+        reading = Reading.of(settings, self.blobs, self.catalogue, self.addresses)
         self.runner = IngestRunner(self.store, reading, max_pixels=settings.max_image_pixels)
         self.datasets = DatasetServicer(
             self.store, reading, self.runner, max_archive_bytes=settings.max_archive_bytes

@@ -12,7 +12,9 @@ import pytest
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
 from services.common.blobs import BlobStore
-from services.common.errors import NotFound
+from services.common.errors import NotFound, Precondition
+from services.common.shelf import Shelf
+from services.gateway.keeping.lease import Lease
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,29 @@ def test_refs_are_replaced_and_listed_as_another_process_left_them(bucket: str) 
     assert list(here.list_refs("one", "models")) == ["a", "b", "c"]
     with pytest.raises(NotFound):
         here.get_ref("two", "models/a")
+
+
+def test_a_blob_that_another_process_has_removed_is_written_again(bucket: str) -> None:
+    shelf = Shelf(bucket)
+    digest = shelf.put("one", b"pear")
+    assert [kept.name for kept in shelf.blobs("one")] == [digest]
+    key = f"stillhouse/projects/one/blobs/{digest[:2]}/{digest}"
+    boto3.client("s3").delete_object(Bucket="blobs", Key=key)
+    assert not shelf.exists("one", digest)
+    assert shelf.put("one", b"pear") == digest
+    assert boto3.client("s3").get_object(Bucket="blobs", Key=key)["Body"].read() == b"pear"
+
+
+def test_of_two_that_begin_at_one_moment_in_a_bucket_not_both_keep_it(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Lease(Shelf(bucket), "one"), Lease(Shelf(bucket), "other")
+    monkeypatch.setattr("services.gateway.keeping.lease.time.sleep", lambda seconds: other._write())
+    with pytest.raises(Precondition, match="another process"):
+        one.take()
+    other.check()
+    other.release()
+    assert Shelf(bucket).read_file("keeping.json") is None
 
 
 def test_a_damaged_blob_is_not_returned(bucket: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sqlite3
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pgserver
 import pytest
@@ -13,11 +19,13 @@ from sqlalchemy import func, select, text
 
 from services.common.errors import DataLoss, InvalidInput, NotFound, Precondition
 from services.common.shelf import Shelf
+from services.gateway.access.tables import ApiKeyRow, SessionRow
 from services.gateway.keeping.backup import Saved, back_up
 from services.gateway.keeping.fsck import Outcome, check_bytes, find
 from services.gateway.keeping.lease import lease
 from services.gateway.keeping.restore import Restored, restore
 from services.gateway.keeping.roots import read_rows
+from services.gateway.projects.rows import ProjectRow
 from services.gateway.store import DatasetRow, JobRow, Store, VersionRow
 from tests.gateway.stored_world import P, Stored, stored_world
 
@@ -31,7 +39,7 @@ def save(world: Stored, tmp_path: Path) -> Saved:
     return back_up(world.url, world.shelf, Shelf(str(tmp_path / "backup")))
 
 
-def bring_back(tmp_path: Path, name: str = "second", **more: str) -> Restored:
+def bring_back(tmp_path: Path, name: str = "second", **more: Any) -> Restored:
     (tmp_path / name).mkdir(exist_ok=True)
     url, blobs = f"sqlite:///{tmp_path}/{name}/gateway.db", Shelf(str(tmp_path / name / "blobs"))
     return restore(Shelf(str(tmp_path / "backup")), url, blobs, **more)
@@ -41,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != "keeping.lock"
     }
 
 
@@ -135,6 +143,86 @@ def test_an_interrupted_restore_goes_on(world: Stored, tmp_path: Path) -> None:
     assert done.copied == done.blobs - 7
 
 
+def test_a_database_that_comes_while_it_copies_is_not_overwritten(
+    world: Stored, tmp_path: Path
+) -> None:
+    save(world, tmp_path)
+    url = f"sqlite:///{tmp_path}/second/gateway.db"
+
+    def start_a_gateway(done: Restored) -> None:
+        if done.blobs == 7:
+            with Store(url).write() as session:
+                session.add(DatasetRow(project=P, dataset_id="new", state="READY", source_json=""))
+
+    with pytest.raises(Precondition, match="made meanwhile"):
+        bring_back(tmp_path, progress=start_a_gateway)
+    with Store(url).read() as session:
+        assert session.scalars(select(DatasetRow.dataset_id)).all() == ["new"]
+
+
+def test_a_restore_that_was_killed_between_its_two_files_goes_on(
+    world: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflows = tmp_path / "first" / "gateway-workflows.db"
+    with contextlib.closing(sqlite3.connect(workflows)) as made, made:
+        made.execute("CREATE TABLE workflow_status (workflow_uuid TEXT)")
+    save(world, tmp_path)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "gateway.db":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bring_back(tmp_path)
+    here = tmp_path / "second" / "gateway-workflows.db"
+    assert here.exists()
+    theirs = here.read_bytes()
+    here.write_bytes(theirs + b"x")
+    with pytest.raises(Precondition, match="made meanwhile"):
+        bring_back(tmp_path)
+    here.write_bytes(theirs)
+    bring_back(tmp_path)
+    assert (tmp_path / "second" / "gateway.db").exists()
+
+
+@pytest.mark.parametrize("revoke_keys", [False, True])
+def test_no_session_comes_back_and_keys_only_where_they_are_wanted(
+    world: Stored, tmp_path: Path, revoke_keys: bool
+) -> None:
+    let_in(world.store)
+    save(world, tmp_path)
+    bring_back(tmp_path, revoke_keys=revoke_keys)
+    assert who_gets_in(f"sqlite:///{tmp_path}/second/gateway.db") == (0, 0 if revoke_keys else 1)
+    assert who_gets_in(world.url) == (1, 1)
+
+
+def let_in(store: Store) -> None:
+    about = {"subject": "me", "display_name": "", "grants_json": "[]"}
+    session_row = SessionRow(
+        session_id="s", digest=b"1", key_id="k", expires=time.time() + 60, **about
+    )
+    key = ApiKeyRow(
+        key_id="k", project=P, role=1, digest=b"2", creator="me", expires=time.time() + 60
+    )
+    with store.write() as session:
+        session.add_all([session_row, key])
+
+
+def who_gets_in(url: str) -> tuple[int, int]:
+    """Count the sessions, and the keys that work."""
+    store = Store(url)
+    with store.read() as session:
+        sessions = session.scalar(select(func.count()).select_from(SessionRow)) or 0
+        keys = select(func.count()).select_from(ApiKeyRow).where(ApiKeyRow.revoked.is_(None))
+        found = sessions, session.scalar(keys) or 0
+    store.close()
+    return found
+
+
 @pytest.mark.parametrize(
     "name", ["manifest.json", "gateway.db", "refs.jsonl", "blobs.txt", "a blob", "a lost blob"]
 )
@@ -185,6 +273,36 @@ def test_what_is_damaged_is_told_and_left_out(world: Stored, tmp_path: Path) -> 
     assert bring_back(tmp_path).damaged == 1
 
 
+def test_a_table_is_not_held_in_memory(world: Stored, tmp_path: Path) -> None:
+    """The parts of the workflow engine's file that are held at a time are much less than it is."""
+    workflows = tmp_path / "first" / "gateway-workflows.db"
+    with contextlib.closing(sqlite3.connect(workflows)) as made, made:
+        made.execute("CREATE TABLE outputs (output BLOB)")
+        for _ in range(24):
+            made.execute("INSERT INTO outputs VALUES (zeroblob(1000000))")
+    tracemalloc.start()
+    save(world, tmp_path)
+    bring_back(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 12_000_000
+
+
+def test_what_vanishes_is_named(world: Stored, tmp_path: Path) -> None:
+    """Somebody removes a blob by hand between its listing and its copy."""
+    gone = world.digests["weights1"]
+
+    class Losing(Shelf):
+        def open(self, project: str, digest: str) -> BinaryIO:
+            if digest == gone:
+                world.path("weights1").unlink()
+            return super().open(project, digest)
+
+    target = Shelf(str(tmp_path / "backup"))
+    saved = back_up(world.url, Losing(str(world.folder / "blobs")), target)
+    assert (saved.vanished, saved.damaged) == ([f"{P}/{gone}"], [])
+
+
 def test_no_backup_lies_in_its_own_store_or_runs_beside_a_collection(
     world: Stored, tmp_path: Path
 ) -> None:
@@ -220,9 +338,21 @@ def test_postgresql_is_copied_of_one_moment_and_counts_on(
         session.add(
             DatasetRow(project=P, dataset_id="d", state="READY", source_json='{"a\\t":"\\n"}')
         )
+    let_in(there)
     backup = Shelf(str(tmp_path / "backup"))
     back_up(first, world.shelf, backup)
-    restore(backup, second, Shelf(str(tmp_path / "second" / "blobs")))
+
+    def write(done: Restored) -> None:
+        with Store(second).write() as session:
+            if done.blobs == 1:
+                session.add(ProjectRow(project="new"))
+
+    with pytest.raises(Precondition, match="written to meanwhile"):
+        restore(backup, second, Shelf(str(tmp_path / "second" / "blobs")), progress=write)
+    with Store(second).write() as session:
+        session.delete(session.scalars(select(ProjectRow)).one())
+    restore(backup, second, Shelf(str(tmp_path / "second" / "blobs")), revoke_keys=True)
+    assert who_gets_in(second) == (0, 0)
     again = Store(second)
     with again.write() as session:
         (row,) = session.scalars(select(DatasetRow)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import os
@@ -17,12 +18,16 @@ from services.common.catalogue import load_catalogue
 from services.common.errors import NotFound, Precondition
 from services.common.shelf import Shelf
 from services.gateway.datasets.readers import Reading, UriPolicy
+from services.gateway.keeping import commands
 from services.gateway.keeping import roots as all_tables  # noqa: F401
 from services.gateway.keeping.collect import DAY_S, Ages, Collected, collect
 from services.gateway.keeping.fsck import Outcome, Repair, check_bytes, find
 from services.gateway.keeping.lease import lease
 from services.gateway.keeping.repairs import ForgetStage, FromBackup, FromSource
 from services.gateway.keeping.rules import OTHER_COLUMNS, REFS, TABLES, Need
+from services.gateway.keeping.showing import Bar
+from services.gateway.projects.deletion import remove_blobs
+from services.gateway.settings import GatewaySettings
 from services.gateway.store import Base, DatasetRow, JobRow, StudentRow, VersionRow
 from tests.gateway.stored_world import P, Stored, stored_world
 
@@ -283,6 +288,130 @@ def test_one_keeps_a_store_at_a_time(world: Stored) -> None:
         pass
     with lease(world.shelf, "a third"):
         pass
+
+
+def test_a_check_waits_for_the_end_of_a_collection(
+    world: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would put back what the collection is taking away."""
+    monkeypatch.setenv("GATEWAY_DATABASE_URL", world.url)
+    monkeypatch.setenv("GATEWAY_BLOB_URL", str(world.folder / "blobs"))
+    given = argparse.Namespace(after="", no_repair=False, source="")
+    bar = Bar("fsck", quiet=True)
+    busy = pytest.raises(Precondition, match="a garbage collection is at work")
+    with lease(world.shelf, "a garbage collection"), busy:
+        commands.fsck(given, bar)
+    said, _, is_well = commands.fsck(given, bar)
+    assert (said["findings"], is_well) == ([], True)
+
+
+def test_a_deleted_project_goes_after_the_backup_that_copies_it(world: Stored) -> None:
+    busy = pytest.raises(Precondition, match="a backup is at work")
+    with lease(world.shelf, "a backup"), busy:
+        remove_blobs(world.shelf, world.shelf, P)
+    assert world.exists("weights1")
+    remove_blobs(world.shelf, world.shelf, P)
+    assert not any(world.shelf.count(P).values())
+
+
+def test_a_check_reads_sources_by_the_rules_of_the_gateway(
+    world: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset that was read from a private address that a setting allows is read from there
+    again; one that asks for the blob store itself is not."""
+    blobs = str(world.folder / "blobs")
+    for name, value in {"BLOB_URL": blobs, "ALLOWED_ADDRESSES": '["10.1.2.3"]'}.items():
+        monkeypatch.setenv(f"GATEWAY_{name}", value)
+    for asks, are_files_read in (("none", True), ("required", False)):
+        monkeypatch.setenv("GATEWAY_AUTH", asks)
+        settings = GatewaySettings()
+        _, source, _ = commands._repairs(settings, world.shelf, world.store, blobs)
+        assert isinstance(source, FromSource)
+        policy = source.reading.policy
+        policy.check("http://10.1.2.3/photos.zip")
+        with pytest.raises(Precondition, match="own data"):
+            policy.check(f"file://{blobs}")
+        assert policy.loopback == are_files_read
+
+
+def test_a_blob_that_somebody_puts_back_while_it_goes_stays(
+    world: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.put("garbage", b"nobody's")
+    world.age(48)
+    stat = os.stat
+
+    def put_back(path: str, **more: object) -> os.stat_result:
+        if "condemned-" in str(path):
+            Shelf(str(world.folder / "blobs")).recover()
+        return stat(path, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", put_back)
+    assert not world.shelf.remove(P, world.digests["garbage"], older_than=time.time())
+    assert world.exists("garbage")
+
+
+def test_of_many_that_begin_at_one_moment_one_gets_the_store(world: Stored) -> None:
+    """The lease of a process that has died lies there: all of them would take it."""
+    stale = {"id": "x", "what": "a backup", "pid": 1, "host": "elsewhere", "beat": 0}
+    ready, over = threading.Barrier(8), threading.Event()
+    got, refused = list[int](), list[int]()
+
+    def begin(at: int) -> None:
+        ready.wait()
+        try:
+            with lease(world.shelf, f"process {at}"):
+                got.append(at)
+                over.wait(60)
+        except Precondition:
+            refused.append(at)
+        if len(got) + len(refused) == 8:
+            over.set()
+
+    world.shelf.write_file("keeping.json", json.dumps(stale).encode())
+    threads = [threading.Thread(target=begin, args=(at,)) for at in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(got), len(refused)) == (1, 7)
+
+
+def test_who_has_lost_the_store_stops_and_leaves_it_to_the_other(world: Stored) -> None:
+    """A process that was stopped for long wakes up after another has taken the store over."""
+    taken = json.dumps(
+        {"id": "x", "what": "a backup", "pid": 1, "host": "elsewhere", "beat": time.time()}
+    ).encode()
+    with lease(world.shelf, "a garbage collection") as held:
+        held.check()
+        world.shelf.write_file("keeping.json", taken)
+        held.renew()
+        with pytest.raises(Precondition, match="lost the blob store"):
+            held.check()
+    assert world.shelf.read_file("keeping.json") == taken
+
+
+def test_a_store_that_is_away_for_a_moment_ends_no_lease(
+    world: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.keeping.lease._BEAT_S", 0.01)
+    blobs, away = world.folder / "blobs", world.folder / "away"
+
+    def beat() -> float:
+        return float(json.loads((blobs / "keeping.json").read_bytes())["beat"])
+
+    with lease(world.shelf, "a backup") as held:
+        blobs.rename(away)
+        blobs.write_text("not a folder")
+        time.sleep(0.2)
+        blobs.unlink()
+        away.rename(blobs)
+        then = beat()
+        until_s = time.monotonic() + 60
+        while beat() == then and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert beat() > then
+        held.check()
 
 
 @pytest.mark.parametrize("seed", range(12))

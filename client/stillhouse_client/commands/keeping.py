@@ -86,12 +86,16 @@ def restore(
     digest: Annotated[
         str, typer.Option(help="Digest of its manifest, as `backup` printed it.")
     ] = "",
+    revoke_keys: Annotated[
+        bool, typer.Option("--revoke-keys", help="Let no key of the backup work any more.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Restore a backup into an empty place; an interrupted one goes on."""
     given = [_absolute(src)]
     given += ["--id", backup_id] if backup_id else []
     given += ["--digest", digest] if digest else []
+    given += ["--revoke-keys"] if revoke_keys else []
     _run("restore", given, data_dir, as_json=as_json)
 
 

@@ -23,6 +23,7 @@ from services.gateway.datasets.entries import Source, shown
 from services.gateway.datasets.layouts import TreeSource
 from services.gateway.datasets.parquet import Columns, ParquetSource
 from services.gateway.datasets.trees import FolderTree, archive_tree
+from services.gateway.settings import GatewaySettings
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz")
 _TABLES = (".csv", ".jsonl")
@@ -116,6 +117,24 @@ class Reading:
     max_image_bytes: int
     max_web_bytes: int = 8 << 30
     """Largest file that is fetched by http(s)."""
+
+    @classmethod
+    def of(
+        cls,
+        settings: GatewaySettings,
+        blobs: BlobStore,
+        catalogue: Catalogue,
+        addresses: Addresses,
+    ) -> Reading:
+        """Return what a gateway's settings allow: the same for callers and for who checks later."""
+        policy = UriPolicy.for_host(
+            settings.host,
+            settings.file_roots,
+            everybody=settings.auth == "none",
+            addresses=addresses,
+            hidden=[settings.blob_url],
+        )
+        return cls(policy, blobs, catalogue, settings.cache_dir, settings.max_image_bytes)
 
 
 def scheme_of(uri: str) -> str:

@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("src")
     restore.add_argument("--id", default="")
     restore.add_argument("--digest", default="")
+    restore.add_argument("--revoke-keys", action="store_true")
     for one in (fsck, collect, backup, restore):
         one.add_argument("--json", action="store_true")
     return parser

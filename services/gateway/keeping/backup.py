@@ -3,7 +3,8 @@
 The order makes it consistent: the database first, then the refs, then the blobs. Rows and refs are
 written after the blobs that they name, and blobs never change; so all that the copied rows and refs
 name is in the store when the blobs are listed, and what was put since is copied as well, which does
-no harm. A garbage collection would break this; the lease keeps it away meanwhile.
+no harm. A garbage collection or the removal of a deleted project would break this; the lease keeps
+them away meanwhile. What vanishes all the same, by hand, is named.
 
 A backup is a folder below `backups/`; its manifest, written last, names every file and the list of
 blobs by digest. The blobs of all backups share one pool, so that a further backup copies what is
@@ -45,6 +46,8 @@ class Saved:
     bytes_copied: int = 0
     damaged: list[str] = field(default_factory=list)
     """Blobs that are damaged here and in no earlier backup, `PROJECT/DIGEST`."""
+    vanished: list[str] = field(default_factory=list)
+    """Blobs that somebody has removed while they were copied."""
 
     def to_json(self) -> dict[str, object]:
         """Return it for programs."""
@@ -61,12 +64,21 @@ def back_up(
     that were copied. Raises Precondition where a garbage collection or another backup runs."""
     if target.root == shelf.root or target.root.startswith(f"{shelf.root}/"):
         raise InvalidInput("a backup must not lie in the blob store that it is of", field="DEST")
-    with lease(shelf, "a backup"), tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
+    with (
+        lease(shelf, "a backup") as held,
+        tempfile.TemporaryDirectory(prefix="stillhouse-") as name,
+    ):
+
+        def tell(told: Saved) -> None:
+            held.check()
+            progress(told)
+
         folder = Path(name)
         saved = Saved(id=datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ"))
         files = tables_of(database_url).snapshot(database_url, folder)
         (folder / REFS).write_text(_refs(shelf), encoding="utf-8")
-        (folder / BLOBS).write_text(_copy_blobs(shelf, target, saved, progress))
+        (folder / BLOBS).write_text(_copy_blobs(shelf, target, saved, tell))
+        held.check()
         _publish(target, folder, [*files, REFS, BLOBS], database_url, saved)
     return saved
 
@@ -117,6 +129,7 @@ def _copy(shelf: Shelf, target: Shelf, project: str, digest: str, saved: Saved) 
         saved.damaged.append(f"{project}/{digest}")
         return False
     except NotFound:
+        saved.vanished.append(f"{project}/{digest}")
         return False
     saved.copied += 1
     saved.bytes_copied += size
@@ -128,9 +141,9 @@ def _publish(
 ) -> None:
     described = {}
     for name in files:
-        data = (folder / name).read_bytes()
-        target.write_file(f"backups/{saved.id}/{name}", data)
-        described[name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        with (folder / name).open("rb") as source:
+            digest, size = target.send(source, f"backups/{saved.id}/{name}")
+        described[name] = {"sha256": digest, "size": size}
     body = {
         "format": FORMAT,
         "id": saved.id,
@@ -142,6 +155,7 @@ def _publish(
         "files": described,
         "blobs": saved.blobs,
         "damaged": saved.damaged,
+        "vanished": saved.vanished,
     }
     saved.digest = sealed(body)
     manifest = json.dumps(body | {"digest": saved.digest}, indent=1, sort_keys=True)

@@ -6,14 +6,15 @@ import argparse
 
 from services.common.catalogue import load_catalogue
 from services.common.errors import NotFound
+from services.common.outbound import Addresses
 from services.common.shelf import Shelf
-from services.gateway.datasets.readers import Reading, UriPolicy
+from services.gateway.datasets.readers import Reading
 from services.gateway.keeping import sqlite_copy
 from services.gateway.keeping.backup import back_up
 from services.gateway.keeping.collect import DAY_S, HOUR_S, Ages, Collected
 from services.gateway.keeping.collect import collect as collect_blobs
 from services.gateway.keeping.fsck import Outcome, Repair, check_bytes, find
-from services.gateway.keeping.lease import lease
+from services.gateway.keeping.lease import Lease, lease
 from services.gateway.keeping.repairs import ForgetStage, FromBackup, FromSource
 from services.gateway.keeping.restore import restore as restore_backup
 from services.gateway.keeping.roots import Rows, read_rows
@@ -28,19 +29,37 @@ Said = tuple[dict[str, object], list[str], bool]
 def fsck(given: argparse.Namespace, bar: Bar) -> Said:
     """Check every blob, repair what can be repaired, and name the rest."""
     settings, shelf, store = _opened()
+    with lease(shelf, "a check") as held:
+        outcome = _check(given, bar, held, settings, shelf, store)
+    store.close()
+    return outcome.to_json(), _told(outcome, given), not outcome.hurt
+
+
+def _check(
+    given: argparse.Namespace,
+    bar: Bar,
+    held: Lease,
+    settings: GatewaySettings,
+    shelf: Shelf,
+    store: Store,
+) -> Outcome:
     shelf.recover()
     outcome = Outcome()
     bar.expect(sum(1 for project in shelf.projects() for _ in shelf.blobs(project)))
     damaged: list[tuple[str, str]] = []
+
+    def tell(told: Outcome) -> None:
+        held.check()
+        bar.at(told.checked)
+
     try:
-        check_bytes(shelf, outcome, damaged, lambda told: bar.at(told.checked), after=given.after)
+        check_bytes(shelf, outcome, damaged, tell, after=given.after)
         outcome.complete = True
     except KeyboardInterrupt:
         bar.interrupted = True
     repairs = [] if given.no_repair else _repairs(settings, shelf, store, given.source)
     find(shelf, read_rows(store, settings.database_url), damaged, outcome, repairs)
-    store.close()
-    return outcome.to_json(), _told(outcome, given), not outcome.hurt
+    return outcome
 
 
 def gc(given: argparse.Namespace, bar: Bar) -> Said:
@@ -52,12 +71,19 @@ def gc(given: argparse.Namespace, bar: Bar) -> Said:
         given.stages_days * DAY_S if given.stages_days else None,
     )
 
-    def read() -> Rows:
-        return read_rows(store, settings.database_url)
+    with lease(shelf, "a garbage collection") as held:
 
-    with lease(shelf, "a garbage collection"):
+        def read() -> Rows:
+            held.check()
+            return read_rows(store, settings.database_url)
+
         found = collect_blobs(
-            shelf, read, ages, dry_run=not given.yes, despite_damage=given.despite_damage
+            shelf,
+            read,
+            ages,
+            dry_run=not given.yes,
+            despite_damage=given.despite_damage,
+            progress=lambda _: held.check(),
         )
     store.close()
     return found.to_json(), _swept(found), not found.skipped
@@ -76,7 +102,8 @@ def backup(given: argparse.Namespace, bar: Bar) -> Said:
         f"digest of its manifest: {saved.digest}",
     ]
     lines += [f"DAMAGED, not in the backup: {one}; run `stillhouse fsck`" for one in saved.damaged]
-    return saved.to_json(), lines, not saved.damaged
+    lines += [f"GONE while it was copied, not in the backup: {one}" for one in saved.vanished]
+    return saved.to_json(), lines, not (saved.damaged or saved.vanished)
 
 
 def restore(given: argparse.Namespace, bar: Bar) -> Said:
@@ -89,6 +116,7 @@ def restore(given: argparse.Namespace, bar: Bar) -> Said:
         shelf,
         backup_id=given.id,
         digest=given.digest,
+        revoke_keys=given.revoke_keys,
         progress=lambda told: bar.at(told.blobs),
     )
     store, outcome = Store(url), Outcome()
@@ -111,13 +139,8 @@ def _opened() -> tuple[GatewaySettings, Shelf, Store]:
 
 
 def _repairs(settings: GatewaySettings, shelf: Shelf, store: Store, source: str) -> list[Repair]:
-    reading = Reading(
-        policy=UriPolicy.for_host(settings.host, settings.file_roots),
-        blobs=shelf,
-        catalogue=load_catalogue([settings.catalogue] if settings.catalogue else []),
-        cache_dir=settings.cache_dir,
-        max_image_bytes=settings.max_image_bytes,
-    )
+    catalogue = load_catalogue([settings.catalogue] if settings.catalogue else [])
+    reading = Reading.of(settings, shelf, catalogue, Addresses(settings.allowed_addresses))
     found: list[Repair] = [FromBackup(Shelf(source), shelf)] if source else []
     return [*found, FromSource(store, reading), ForgetStage(shelf)]
 

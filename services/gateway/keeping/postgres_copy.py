@@ -7,7 +7,7 @@ every release of the server. `pg_dump` of the database does as well; it is resto
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,26 @@ def snapshot(database_url: str, folder: Path) -> list[str]:
     return [INDEX, *index]
 
 
-def is_empty(database_url: str) -> bool:
-    """Return whether no table of ours holds a row."""
+def is_empty(database_url: str, *, resuming: bool = False) -> bool:
+    """Return whether no table of ours, or of the workflow engine, holds a row."""
     with _connect(database_url) as connection:
-        for schema, table in _tables(connection):
-            query = sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(schema, table))
-            if schema == "public" and connection.execute(query).fetchone():
-                return False
+        return _is_empty(connection)
+
+
+def _is_empty(connection: psycopg.Connection[Any]) -> bool:
+    for schema, table in _tables(connection):
+        query = sql.SQL("SELECT 1 FROM {} LIMIT 1").format(sql.Identifier(schema, table))
+        if connection.execute(query).fetchone():
+            return False
     return True
 
 
-def put_in_place(database_url: str, folder: Path) -> None:
-    """Make the tables as this release has them, and fill them in one transaction."""
+def put_in_place(database_url: str, folder: Path, after: Mapping[str, str]) -> None:
+    """Make the tables as this release has them, fill them and do `after`, in one transaction.
+
+    Raises Precondition where somebody has written there meanwhile; while it looks and fills nobody
+    can.
+    """
     index: dict[str, list[str]] = json.loads((folder / INDEX).read_text())
     Store(database_url).close()
     DBOS.migrate(database_url)
@@ -66,13 +74,16 @@ def put_in_place(database_url: str, folder: Path) -> None:
             f"this release has no table {min(unknown)}: the backup is of a newer one"
         )
     with _connect(database_url) as connection:
-        for schema, table in reversed(order):
-            where = sql.Identifier(schema, table)
-            connection.execute(sql.SQL("DELETE FROM {}").format(where))
+        tables = sql.SQL(", ").join(sql.Identifier(*one) for one in order)
+        connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(tables))
+        if not _is_empty(connection):
+            raise Precondition("the database was written to meanwhile; it needs an empty place")
         for schema, table in order:
             name = f"{schema}.{table}.copy"
             if name in index:
                 _fill(connection, schema, table, index[name], folder / name)
+        for statement in after.values():
+            connection.execute(statement.encode())
 
 
 def _fill(

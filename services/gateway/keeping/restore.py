@@ -6,9 +6,10 @@ start on a half; a restore that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,9 +47,13 @@ def restore(
     *,
     backup_id: str = "",
     digest: str = "",
+    revoke_keys: bool = False,
     progress: Callable[[Restored], None] = lambda _: None,
 ) -> Restored:
     """Restore the newest backup of `source`, or the one named. Blocking.
+
+    Browsers' sessions are not restored, and with `revoke_keys` no key works any more: those that
+    were revoked after the backup would work again.
 
     Raises NotFound, DataLoss where it is damaged or not that of `digest`, Precondition where the
     place is not empty or the backup does not fit this release.
@@ -66,16 +71,13 @@ def restore(
     with tempfile.TemporaryDirectory(prefix="stillhouse-") as name:
         folder = Path(name)
         for file in manifest["files"]:
-            (folder / file).write_bytes(_read(source, manifest, file))
+            _fetch(source, manifest, file, folder)
         wanted = list(_wanted(folder))
         _check_pool(source, wanted)
         shelf.write_file(_MARK, json.dumps({"id": manifest["id"]}).encode())
         _copy_blobs(source, shelf, wanted, done, progress)
-        for line in (folder / REFS).read_text(encoding="utf-8").splitlines():
-            ref = json.loads(line)
-            shelf.put_ref(ref["project"], ref["name"], ref["data"].encode())
-            done.refs += 1
-        tables.put_in_place(database_url, folder)
+        _put_refs(folder, shelf, done)
+        tables.put_in_place(database_url, folder, _forgotten(revoke_keys=revoke_keys))
     shelf.remove_named(_MARK)
     return done
 
@@ -116,22 +118,32 @@ def _check_fit(manifest: dict[str, Any], database_url: str) -> None:
 
 def _check_place(manifest: dict[str, Any], tables: Any, database_url: str, shelf: Shelf) -> None:
     """Raise Precondition unless all is empty, or this very backup is being restored there."""
-    if not tables.is_empty(database_url):
-        raise Precondition("the database is not empty; a restore needs an empty place")
     mark = shelf.read_file(_MARK)
+    if not tables.is_empty(database_url, resuming=mark is not None):
+        raise Precondition("the database is not empty; a restore needs an empty place")
     if mark is None and shelf.projects():
         raise Precondition("the blob store is not empty; a restore needs an empty place")
     if mark is not None and json.loads(mark)["id"] != manifest["id"]:
         raise Precondition(f"another backup is half restored here: {json.loads(mark)['id']}")
 
 
-def _read(source: Shelf, manifest: dict[str, Any], file: str) -> bytes:
+def _forgotten(*, revoke_keys: bool) -> dict[str, str]:
+    """Return what is done to rows that would let somebody in again, by table."""
+    done = {"access_sessions": "DELETE FROM access_sessions"}
+    if revoke_keys:
+        revoke = f"UPDATE api_keys SET revoked = {time.time()!r} WHERE revoked IS NULL"
+        done["api_keys"] = revoke
+    return done
+
+
+def _fetch(source: Shelf, manifest: dict[str, Any], file: str, folder: Path) -> None:
     if "/" in file or file.startswith("."):
         raise InvalidInput(f"the backup names a file {file[:80]!r}")
-    data = source.read_file(f"backups/{manifest['id']}/{file}")
-    if data is None or hashlib.sha256(data).hexdigest() != manifest["files"][file]["sha256"]:
-        raise DataLoss(f"{file} of backup {manifest['id']} is missing or damaged")
-    return data
+    with contextlib.suppress(FileNotFoundError), (folder / file).open("wb") as out:
+        digest = source.fetch(f"backups/{manifest['id']}/{file}", out)
+        if digest == manifest["files"][file]["sha256"]:
+            return
+    raise DataLoss(f"{file} of backup {manifest['id']} is missing or damaged")
 
 
 def _wanted(folder: Path) -> Iterator[tuple[str, str, int]]:
@@ -149,6 +161,14 @@ def _check_pool(source: Shelf, wanted: list[tuple[str, str, int]]) -> None:
         raise DataLoss(
             f"the backup lacks {len(lost):,} of its {len(wanted):,} blobs, first {lost[0]}"
         )
+
+
+def _put_refs(folder: Path, shelf: Shelf, done: Restored) -> None:
+    with (folder / REFS).open(encoding="utf-8") as lines:
+        for line in lines:
+            ref = json.loads(line)
+            shelf.put_ref(ref["project"], ref["name"], ref["data"].encode())
+            done.refs += 1
 
 
 def _copy_blobs(

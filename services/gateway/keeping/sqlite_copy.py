@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
+import shutil
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import make_url
@@ -40,22 +43,42 @@ def paths(database_url: str) -> dict[str, Path]:
     }
 
 
-def is_empty(database_url: str) -> bool:
-    """Return whether a restore may write there."""
-    return not any(path.exists() for path in paths(database_url).values())
+def is_empty(database_url: str, *, resuming: bool = False) -> bool:
+    """Return whether a restore may write there. One that is `resuming` may have put the workflow
+    engine's file there, and `put_in_place` looks whether it did."""
+    found = paths(database_url)
+    return not any(path.exists() for name, path in found.items() if not resuming or name == ROWS)
 
 
-def put_in_place(database_url: str, folder: Path) -> None:
+def put_in_place(database_url: str, folder: Path, after: Mapping[str, str]) -> None:
     """Put copies where a gateway looks for them, the rows last: without them there is no gateway's
-    database."""
+    database. `after` is done to tables of the copy, by name, before.
+
+    Raises Precondition where a database has come there meanwhile.
+    """
+    for table, statement in after.items():
+        _change(folder / ROWS, table, statement)
+    parts = []
     for name, path in reversed(paths(database_url).items()):
-        source = folder / name
-        if source.is_file():
+        if (folder / name).is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.part")
-            part.write_bytes(source.read_bytes())
+            shutil.copyfile(folder / name, part)
             _check(part)
-            os.replace(part, path)
+            parts.append((name, part, path))
+    for name, part, path in parts:
+        is_ours = name == WORKFLOWS and path.is_file() and filecmp.cmp(part, path, shallow=False)
+        if not is_ours and not is_empty(database_url, resuming=name == ROWS):
+            raise Precondition(f"{path} was made meanwhile; a restore needs an empty place")
+        os.replace(part, path)
+
+
+def _change(path: Path, table: str, statement: str) -> None:
+    """Run a statement where its table is there: an older release may not have had it."""
+    with contextlib.closing(sqlite3.connect(path)) as copy, copy:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        if copy.execute(query, (table,)).fetchone():
+            copy.execute(statement)
 
 
 def _copy(path: Path, target: Path) -> None:

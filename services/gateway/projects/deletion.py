@@ -16,13 +16,16 @@ from stillhouse.student.v1 import student_pb2
 from stillhouse.teacher.v1 import teacher_pb2
 
 from services.common import logs
+from services.common.blobs import BlobStore
 from services.common.errors import Precondition, StillhouseError
+from services.common.shelf import Shelf
 from services.gateway.access.tables import ApiKeyRow, QuotaRow
 from services.gateway.instances import Instances
 from services.gateway.jobs import records as jobs
 from services.gateway.jobs import removal
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.job import Tools
+from services.gateway.keeping.lease import lease
 from services.gateway.projects.rows import DeletionRow, DeliveryRow, ProjectRow
 from services.gateway.store import (
     DatasetRow,
@@ -96,7 +99,7 @@ class Deletions:
         await self._ask_services(project)
         await self._engine.forget(project=project)
         await asyncio.to_thread(self._remove_rows, project)
-        await asyncio.to_thread(self._tools.blobs.remove_project, project)
+        await asyncio.to_thread(self._remove_blobs, project)
         await self._tools.cache.forget(project)
 
     async def _cancel_jobs(self, project: str) -> None:
@@ -160,3 +163,14 @@ class Deletions:
             session.execute(delete(StudentRow).where(StudentRow.project == project))
             for kind in _BY_PROJECT.values():
                 session.execute(delete(kind).where(kind.project == project))  # type: ignore[attr-defined]
+
+    def _remove_blobs(self, project: str) -> None:
+        remove_blobs(self._tools.blobs, Shelf(self._tools.settings.blob_url), project)
+
+
+def remove_blobs(blobs: BlobStore, shelf: Shelf, project: str) -> None:
+    """Remove all that a project has in the blob store. Raises Precondition while a backup copies
+    it: rows that the backup has name these blobs."""
+    if any(blobs.count(project).values()):
+        with lease(shelf, "the removal of a deleted project"):
+            blobs.remove_project(project)
