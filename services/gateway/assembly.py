@@ -106,7 +106,7 @@ class Gateway:
         self.deliveries = Deliveries(self.store, self.addresses)
         self.chores = Chores(
             self.store,
-            Deletions(tools, self.engine, self.instances),
+            Deletions(tools, self.engine, self.instances, settle_s=settings.deletion_settle_s),
             Keeping(tools, self.engine),
             keep_every_s=settings.retention_s,
         )
@@ -141,6 +141,7 @@ class Gateway:
         jobs_pb2_grpc.add_DistillationServiceServicer_to_server(self.jobs, server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(
+                self.store,
                 self.peers,
                 self.blobs,
                 ImageEmbeddings(self.peers, self.cache),
