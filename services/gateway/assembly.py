@@ -107,7 +107,7 @@ class Gateway:
         self.chores = Chores(
             self.store,
             Deletions(tools, self.engine, self.instances, settle_s=settings.deletion_settle_s),
-            Keeping(tools, self.engine),
+            Keeping(tools, self.engine, answer_days=settings.answer_days),
             keep_every_s=settings.retention_s,
         )
         self.heartbeat = Heartbeat(

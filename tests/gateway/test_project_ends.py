@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import delete, event, func, select
+from sqlalchemy import delete, event, func, select, update
 from stillhouse.gateway.v1 import projects_pb2
 
 from services.common.errors import PeerUnavailable
@@ -27,9 +27,12 @@ from services.gateway.projects.rows import ProjectRow
 from services.gateway.store import (
     DatasetRow,
     JobRow,
+    RequestRow,
     Store,
     StudentRow,
     VersionRow,
+    answered,
+    record,
 )
 from tests.gateway.edge_world import make_archive
 from tests.gateway.lab import Lab, lab_root, prompts
@@ -274,3 +277,33 @@ async def test_a_project_that_is_being_deleted_takes_no_uploads_and_no_words(lab
         assert "being deleted" in words.text
     finally:
         await deletions(lab).work()
+
+
+async def test_answers_of_old_calls_are_forgotten_and_young_ones_kept(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ANSWERS_AT_ONCE", 2)
+    now = time.time()
+    with any_store.write() as session:
+        for number in range(7):
+            record(session, "p", f"id-{number}", "Make", b"", response=b"made")
+        session.flush()
+        session.execute(
+            update(RequestRow).where(RequestRow.request_id < "id-5").values(created=now - 8 * DAY_S)
+        )
+    assert retention.forget_answers(any_store, now - 7 * DAY_S) == 5
+    with any_store.read() as session:
+        assert set(session.scalars(select(RequestRow.request_id))) == {"id-5", "id-6"}
+        assert answered(session, "p", "id-6", "Make", b"") == b"made"
+
+
+async def test_the_look_of_retention_forgets_old_answers(lab: Lab) -> None:
+    store = lab.world.gateway.store
+    with store.write() as session:
+        record(session, HERE.project, "once", "Make", b"", response=b"made")
+    await retained(lab, 6)
+    with store.read() as session:
+        assert answered(session, HERE.project, "once", "Make", b"") == b"made"
+    await retained(lab, 8)
+    with store.read() as session:
+        assert answered(session, HERE.project, "once", "Make", b"") is None
