@@ -106,8 +106,8 @@ class Gateway:
         self.deliveries = Deliveries(self.store, self.addresses)
         self.chores = Chores(
             self.store,
-            Deletions(tools, self.engine, self.instances),
-            Keeping(tools, self.engine),
+            Deletions(tools, self.engine, self.instances, settle_s=settings.deletion_settle_s),
+            Keeping(tools, self.engine, answer_days=settings.answer_days),
             keep_every_s=settings.retention_s,
         )
         self.heartbeat = Heartbeat(
@@ -129,6 +129,7 @@ class Gateway:
         jobs_pb2_grpc.add_DistillationServiceServicer_to_server(self.jobs, server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(
+                self.store,
                 self.peers,
                 self.blobs,
                 ImageEmbeddings(self.peers, self.cache),

@@ -26,6 +26,7 @@ from services.gateway.datasets.text_sources import is_archive
 from services.gateway.datasets.trees import archive_tree
 from services.gateway.gathering import Gathered
 from services.gateway.paging import Page, fitting, page
+from services.gateway.projects.rows import check_stays
 from services.gateway.store import DatasetRow, Store
 
 MAX_CHUNK_BYTES = 1 << 20
@@ -144,7 +145,10 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         return project
 
     def _keep(self, project: str, file: BinaryIO) -> tuple[str, int]:
-        """Store an archive, or one file of texts, after a look at what it is."""
+        """Store an archive, or one file of texts, after a look at what it is.
+
+        Raises Precondition where its project is being deleted: it has no row that would be refused.
+        """
         file.seek(0)
         if is_archive(cast("BinaryIO", _Kept(file))):
             file.seek(0)
@@ -153,6 +157,8 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
             file.seek(0)
             name_of_kind(file)
         file.seek(0)
+        with self._store.read() as session:
+            check_stays(session, project)
         return self._reading.blobs.put_file(project, file)
 
     def _items(self, request: pb.ListDatasetItemsRequest) -> pb.ListDatasetItemsResponse:

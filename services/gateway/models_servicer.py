@@ -28,15 +28,24 @@ from services.gateway.image_embeddings import ImageEmbeddings
 from services.gateway.jobs.language_specs import check_sampling
 from services.gateway.paging import seal, unseal
 from services.gateway.peers import Peers
+from services.gateway.projects.rows import check_stays
+from services.gateway.store import Store
 
 
 class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     """The RPCs of ModelService."""
 
     def __init__(
-        self, peers: Peers, blobs: BlobStore, embeddings: ImageEmbeddings, *, max_batch_items: int
+        self,
+        store: Store,
+        peers: Peers,
+        blobs: BlobStore,
+        embeddings: ImageEmbeddings,
+        *,
+        max_batch_items: int,
     ) -> None:
-        self._peers, self._blobs, self._embeddings = peers, blobs, embeddings
+        self._store, self._peers, self._blobs = store, peers, blobs
+        self._embeddings = embeddings
         self._max_batch_items = max_batch_items
 
     async def ListTeachers(
@@ -138,6 +147,7 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
     ) -> pb.CreateProjectConceptSetResponse:
         check_id(request.project, field="project")
         check_id(request.concept_set_id, field="concept_set_id")
+        await asyncio.to_thread(self._check_stays, request.project)
         concept_set = concepts_pb2.ConceptSet(
             name=join(request.project, "conceptSets", request.concept_set_id),
             words=request.words,
@@ -149,6 +159,10 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
             ),
         )
         return pb.CreateProjectConceptSetResponse(concept_set=reply.concept_set)
+
+    def _check_stays(self, project: str) -> None:
+        with self._store.read() as session:
+            check_stays(session, project)
 
 
 def files_of(blobs: BlobStore, project: str, model_id: str) -> pb.ProjectModelFiles | None:

@@ -68,6 +68,12 @@ class GatewaySettings(ServiceSettings):
     """Folders that datasets may be read from where `host` is not loopback, as a JSON list."""
     retention_s: float = Field(3600.0, gt=0)
     """Seconds between two looks for what projects' retention rules say is to be removed."""
+    deletion_settle_s: float = Field(30.0, ge=0)
+    """Seconds for which nothing of a deleted project may turn up before its deletion ends. Where
+    several gateways run jobs, take more than a stage computes between two of its messages."""
+    answer_days: float = Field(7.0, gt=0)
+    """Days for which the answer of a call with a `request_id` is kept, and given again to a call
+    that repeats it."""
     allowed_addresses: tuple[str, ...] = ()
     """Where requests may make the gateway connect (datasets by http(s), webhooks) beside public
     addresses, as a JSON list of host names (`*.example.org` for all below it), addresses and

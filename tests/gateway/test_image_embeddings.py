@@ -28,6 +28,7 @@ from services.gateway.keys import ImageSpace, RegionSpace, image_key
 from services.gateway.models_servicer import ModelServicer
 from services.gateway.peers import Peers
 from services.gateway.settings import GatewaySettings
+from services.gateway.store import Store
 from services.gateway.student_calls import Serving, StudentCalls
 from services.gateway.student_files import StudentFile
 from tests.gateway.parts import serving
@@ -161,8 +162,9 @@ async def test_another_encoder_under_the_name_is_not_mixed_with_the_one_before(
 async def test_the_rpc(world: World, tmp_path: Path) -> None:
     concepts, peers, cache = world
     concepts.bad = {digest("b")}
+    store = Store(f"sqlite:///{tmp_path}/gateway.db")
     servicer = ModelServicer(
-        peers, BlobStore(str(tmp_path)), ImageEmbeddings(peers, cache), max_batch_items=4
+        store, peers, BlobStore(str(tmp_path)), ImageEmbeddings(peers, cache), max_batch_items=4
     )
     async with serving(
         lambda server: models_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import delete, event, func, select, update
 from stillhouse.gateway.v1 import projects_pb2
 
 from services.common.errors import PeerUnavailable
+from services.gateway.datasets import runner
 from services.gateway.jobs import records as jobs
 from services.gateway.jobs.reviews import JobReviewRow
 from services.gateway.projects import deletion, retention
 from services.gateway.projects.chores import _LOCK, Chores
+from services.gateway.projects.deletion import Deletions
 from services.gateway.projects.records import begin_deletion
 from services.gateway.projects.records import deletion as newest_deletion
 from services.gateway.projects.retention import Keeping, Removed
 from services.gateway.projects.rows import ProjectRow
-from services.gateway.store import JobRow, Store, StudentRow, VersionRow
-from tests.gateway.lab import Lab, prompts
+from services.gateway.store import (
+    DatasetRow,
+    JobRow,
+    RequestRow,
+    Store,
+    StudentRow,
+    VersionRow,
+    answered,
+    record,
+)
+from tests.gateway.edge_world import make_archive
+from tests.gateway.lab import Lab, lab_root, prompts
 from tests.gateway.language_peers import HERE, name_of
 from tests.gateway.test_projects import DAY_S, deletions, finished, settings
 
@@ -175,3 +189,121 @@ async def test_the_lock_of_the_chores_is_taken_and_given_back_beside_the_event_l
         assert is_free
     store.close()
     other.close()
+
+
+class Ended(Deletions):
+    """Deletions whose counts can be written behind, as by a stage of another gateway."""
+
+    late = 0
+
+    async def count(self, project: str) -> dict[str, int]:
+        found = await super().count(project)
+        if not any(found.values()) and self.late:
+            self.late -= 1
+            self._tools.blobs.put(project, b"computed meanwhile")
+        return found
+
+
+async def test_what_is_stored_behind_the_count_is_removed_before_a_deletion_ends(lab: Lab) -> None:
+    gateway, gone = lab.world.gateway, HERE.project
+    await prompts(lab)
+    begin_deletion(gateway.store, gone)
+    tools = gateway.engine._tools
+    going = Ended(tools, gateway.engine, gateway.instances, settle_s=0.5)
+    going.late = 1
+    await going.work()
+    row = newest_deletion(gateway.store, gone)
+    assert row.ended is None
+    assert "may still store" in row.waiting_for
+    assert lab.blobs.count(gone)["blobs"] == 1
+    async with asyncio.timeout(20):
+        while newest_deletion(gateway.store, gone).ended is None:
+            await going.work()
+            await asyncio.sleep(0.1)
+    assert not any(lab.blobs.count(gone).values())
+
+
+async def test_an_ingest_of_a_deleted_project_stores_nothing_more(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ingest has read a file when its project ends; what it reads then is not stored."""
+    gateway, gone = lab.world.gateway, HERE.project
+    monkeypatch.setattr(runner, "_PROGRESS_S", 0.0)
+    pks: list[int] = []
+    monkeypatch.setattr(gateway.runner, "launch", pks.append)
+    answer = await lab.world.http.post(f"{lab_root()}/archives", content=make_archive())
+    body = {"datasetId": "pics", "archive": answer.json()["archive"]}
+    assert (await lab.post("/datasets", body)).status_code == 200
+    real = gateway.runner._open
+
+    def opened(request: Any) -> Any:
+        return Slow(real(request), lambda: _delete_rows(gateway.store, gone))
+
+    monkeypatch.setattr(gateway.runner, "_open", opened)
+    before = lab.blobs.count(gone)["blobs"]
+    await gateway.runner.run_ingest(pks[0])
+    assert lab.blobs.count(gone)["blobs"] <= before + 1
+
+
+class Slow:
+    """A source whose project is deleted while its second file is read."""
+
+    def __init__(self, source: Any, end: Callable[[], None]) -> None:
+        self._source, self._end = source, end
+        self.listing = source.listing
+
+    def read(self, wanted: Any) -> Iterator[Any]:
+        for number, one in enumerate(self._source.read(wanted)):
+            if number == 1:
+                self._end()
+            yield one
+
+
+def _delete_rows(store: Store, project: str) -> None:
+    with store.write() as session:
+        session.execute(delete(DatasetRow).where(DatasetRow.project == project))
+
+
+async def test_a_project_that_is_being_deleted_takes_no_uploads_and_no_words(lab: Lab) -> None:
+    begin_deletion(lab.world.gateway.store, "default")
+    try:
+        HERE.project = "default"
+        answer = await lab.world.http.post(f"{lab_root()}/archives", content=make_archive())
+        assert answer.status_code == 400
+        assert "being deleted" in answer.text
+        assert not any(lab.blobs.count("default").values())
+        words = await lab.post("/conceptSets", {"conceptSetId": "some", "words": ["red"]})
+        assert words.status_code == 400
+        assert "being deleted" in words.text
+    finally:
+        await deletions(lab).work()
+
+
+async def test_answers_of_old_calls_are_forgotten_and_young_ones_kept(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_ANSWERS_AT_ONCE", 2)
+    now = time.time()
+    with any_store.write() as session:
+        for number in range(7):
+            record(session, "p", f"id-{number}", "Make", b"", response=b"made")
+        session.flush()
+        session.execute(
+            update(RequestRow).where(RequestRow.request_id < "id-5").values(created=now - 8 * DAY_S)
+        )
+    assert retention.forget_answers(any_store, now - 7 * DAY_S) == 5
+    with any_store.read() as session:
+        assert set(session.scalars(select(RequestRow.request_id))) == {"id-5", "id-6"}
+        assert answered(session, "p", "id-6", "Make", b"") == b"made"
+
+
+async def test_the_look_of_retention_forgets_old_answers(lab: Lab) -> None:
+    store = lab.world.gateway.store
+    with store.write() as session:
+        record(session, HERE.project, "once", "Make", b"", response=b"made")
+    await retained(lab, 6)
+    with store.read() as session:
+        assert answered(session, HERE.project, "once", "Make", b"") == b"made"
+    await retained(lab, 8)
+    with store.read() as session:
+        assert answered(session, HERE.project, "once", "Make", b"") is None

@@ -117,17 +117,17 @@ def ingest(
     checked: list[Checked] = []
     with ThreadPoolExecutor(threads, "ingest") as pool:
         check = partial(_check, blobs, project, limits, verdicts or Verdicts())
-        for done, one in enumerate(_check_all(source, chosen, check, pool, 4 * threads), start=1):
+        found = _check_all(source, chosen, check, pool, 4 * threads, stopping)
+        for done, one in enumerate(found, start=1):
             if isinstance(one, Checked):
                 checked.append(one)
             else:
                 rejected.append(one)
             progress(done, len(chosen))
-            if stopping():
-                raise Cancelled("the ingest was stopped")
+            _go_on(stopping)
     checked = _once(checked, rejected)
     _require(listing, checked, rejected)
-    return _publish(listing, checked, rejected, blobs, project, options)
+    return _publish(listing, checked, rejected, blobs, project, options, stopping)
 
 
 def _usable(listing: Listing, rejected: list[Rejected]) -> list[Entry]:
@@ -141,12 +141,18 @@ def _usable(listing: Listing, rejected: list[Rejected]) -> list[Entry]:
 
 
 def _check_all(
-    source: Source, chosen: list[Entry], check: Check, pool: ThreadPoolExecutor, ahead: int
+    source: Source,
+    chosen: list[Entry],
+    check: Check,
+    pool: ThreadPoolExecutor,
+    ahead: int,
+    stopping: Callable[[], bool],
 ) -> Iterator[Checked | Rejected]:
     """Check images in order, `ahead` of them in flight, so that memory stays bounded."""
     by_id = {entry.item_id: entry for entry in chosen}
     flying: deque[Future[Checked | Rejected]] = deque()
     for name, data in source.read(by_id.keys()):
+        _go_on(stopping)  # a source can take minutes to read; nothing is stored after the end
         flying.append(pool.submit(check, by_id.pop(name), data))
         if len(flying) >= ahead:
             yield flying.popleft().result()
@@ -154,6 +160,11 @@ def _check_all(
         yield flying.popleft().result()
     for name in by_id:
         yield Rejected(name, "it has gone from the source")
+
+
+def _go_on(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Cancelled("the ingest was stopped")
 
 
 def _check(
@@ -218,6 +229,7 @@ def _publish(
     blobs: BlobStore,
     project: str,
     options: Options,
+    stopping: Callable[[], bool],
 ) -> Ingested:
     hashes = [one.hash for one in checked]
     splits = assign(
@@ -244,6 +256,7 @@ def _publish(
     data = manifest.to_bytes()
     count, pairs = cross_split_pairs(hashes, splits)
     named = tuple((items[a].item_id, items[b].item_id, distance) for a, b, distance in pairs)
+    _go_on(stopping)
     digest = blobs.put(project, data)
     shown = tuple(rejected[:MAX_SHOWN])
     return Ingested(manifest, digest, len(data), shown, len(rejected), named, count)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from google.protobuf import json_format, timestamp_pb2
 from google.rpc import status_pb2
-from sqlalchemy import Select, select, update
+from sqlalchemy import CursorResult, Select, select, update
 from sqlalchemy.orm import Session
 from stillhouse.common.v1 import items_pb2
 from stillhouse.gateway.v1 import datasets_pb2 as pb
 
 from services.common import names
-from services.common.errors import AlreadyExists, NotFound
+from services.common.errors import AlreadyExists, Cancelled, NotFound
 from services.gateway.datasets.ingest import Ingested
 from services.gateway.datasets.text_ingest import TextIngested
 from services.gateway.paging import Page
@@ -116,10 +116,16 @@ def unfinished(store: Store) -> list[int]:
 
 
 def set_progress(store: Store, pk: int, done: int) -> None:
-    """Note how many items a CREATING dataset has read."""
+    """Note how many items a CREATING dataset has read.
+
+    Raises Cancelled where it is not CREATING any more: its project was deleted, or another has
+    ended it.
+    """
     query = update(DatasetRow).where(DatasetRow.pk == pk, DatasetRow.state == "CREATING")
     with store.write() as session:
-        session.execute(query.values(item_count=done))
+        found = cast("CursorResult[Any]", session.execute(query.values(item_count=done)))
+    if not found.rowcount:
+        raise Cancelled(f"dataset number {pk} is not being read any more")
 
 
 def finish(store: Store, pk: int, ingested: Ingested | TextIngested) -> None:

@@ -18,6 +18,7 @@ from services.common.errors import (
     Cancelled,
     Internal,
     InvalidInput,
+    NotFound,
     PeerUnavailable,
     StillhouseError,
 )
@@ -94,7 +95,10 @@ class IngestRunner:
                 self._stopping.wait(_AWAY_S)
 
     def _attempt(self, pk: int) -> None:
-        row = records.by_pk(self._store, pk)
+        try:
+            row = records.by_pk(self._store, pk)
+        except NotFound:  # its project was deleted before it was this one's turn
+            return
         if row.state != "CREATING":
             return
         request = json_format.Parse(row.source_json, pb.CreateDatasetRequest())
@@ -117,13 +121,19 @@ class IngestRunner:
             _log.info("dataset ready", dataset=records.name_of(row))
 
     def _ingest(self, pk: int, request: pb.CreateDatasetRequest) -> Ingested | TextIngested:
-        last_s = time.monotonic()
+        looked_s, read = time.monotonic(), 0
 
         def progress(done: int, _: int) -> None:
-            nonlocal last_s
-            if time.monotonic() - last_s > _PROGRESS_S:
-                last_s = time.monotonic()
-                records.set_progress(self._store, pk, done)
+            nonlocal read
+            read = done
+
+        def stopping() -> bool:
+            """Say how far we are, and with that look whether the dataset is still wanted."""
+            nonlocal looked_s
+            if time.monotonic() - looked_s > _PROGRESS_S:
+                looked_s = time.monotonic()
+                records.set_progress(self._store, pk, read)
+            return self._stopping.is_set()
 
         if request.kind == pb.DATASET_KIND_TEXTS:
             return ingest_texts(
@@ -132,7 +142,7 @@ class IngestRunner:
                 request.project,
                 options_of(request),
                 progress=progress,
-                stopping=self._stopping.is_set,
+                stopping=stopping,
             )
         return ingest(
             self._open(request),
@@ -142,7 +152,7 @@ class IngestRunner:
             limits=self._limits,
             verdicts=self._verdicts,
             progress=progress,
-            stopping=self._stopping.is_set,
+            stopping=stopping,
         )
 
     def _open(self, request: pb.CreateDatasetRequest) -> Source:

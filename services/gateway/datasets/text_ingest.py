@@ -133,10 +133,14 @@ def ingest_texts(
                 raise InvalidInput(f"the source holds over {MAX_ITEMS:,} records", field="source")
             if done % _CHECK_EVERY == 0:
                 progress(len(reading.given), 0)
-                if stopping():
-                    raise Cancelled("the ingest was stopped")
+                _go_on(stopping)
         _require(reading)
-        return _publish(reading, blobs, project, options)
+        return _publish(reading, blobs, project, options, stopping)
+
+
+def _go_on(stopping: Callable[[], bool]) -> None:
+    if stopping():
+        raise Cancelled("the ingest was stopped")
 
 
 def _require(reading: _Reading) -> None:
@@ -150,7 +154,13 @@ def _require(reading: _Reading) -> None:
     )
 
 
-def _publish(reading: _Reading, blobs: BlobStore, project: str, options: Options) -> TextIngested:
+def _publish(
+    reading: _Reading,
+    blobs: BlobStore,
+    project: str,
+    options: Options,
+    stopping: Callable[[], bool],
+) -> TextIngested:
     chosen = _chosen(reading, options.max_items)
     splits = assign_texts(
         [reading.given[i] for i in chosen],
@@ -164,6 +174,7 @@ def _publish(reading: _Reading, blobs: BlobStore, project: str, options: Options
     counts: Counter[str] = Counter()
 
     def flush(split: str) -> None:
+        _go_on(stopping)
         digest = blobs.put(project, pack_records(waiting[split]))
         shards[split].append(TextShardRef(digest, len(waiting[split]), split))
         counts.update(count_fields(waiting[split]))
@@ -181,6 +192,7 @@ def _publish(reading: _Reading, blobs: BlobStore, project: str, options: Options
     manifest = TextManifest(tuple(s for split in SPLITS for s in shards[split]), dict(counts))
     data = manifest.to_bytes()
     leaks, leak_count = _leaks(reading)
+    _go_on(stopping)
     return TextIngested(
         manifest=manifest,
         manifest_digest=blobs.put(project, data),

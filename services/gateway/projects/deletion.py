@@ -1,7 +1,8 @@
 """Deletes a project: what it has is counted, removed store by store, and counted again.
 
 Every step finds what is left and removes it, so a gateway that was killed in the middle, or another
-one, goes on from the start and comes to the same end. It ends once every count is zero; while a
+one, goes on from the start and comes to the same end. It ends once every count is zero and has been
+for a while, because a call or a stage that was under way may still store what it had; while a
 service is away it waits, and says for which.
 """
 
@@ -37,6 +38,7 @@ from services.gateway.store import (
 )
 
 _STOPPED_S = 60.0
+_SETTLING = "calls and stages that were under way, which may still store something"
 _log = logs.get(__name__)
 _BY_PROJECT = {
     "webhook deliveries": DeliveryRow,
@@ -53,8 +55,13 @@ _OF_STUDENTS = select(StudentRow.pk)
 class Deletions:
     """Carries deletions out."""
 
-    def __init__(self, tools: Tools, engine: Engine, instances: Instances) -> None:
+    def __init__(
+        self, tools: Tools, engine: Engine, instances: Instances, *, settle_s: float = 0.0
+    ) -> None:
         self._tools, self._engine, self._instances = tools, engine, instances
+        self._settle_s = settle_s
+        self._empty_since: dict[int, float] = {}
+        """Since when a deletion has found nothing; in memory, so that a restart waits anew."""
 
     async def work(self) -> None:
         """Take every deletion that goes on a step further, to its end where nothing is away."""
@@ -72,16 +79,26 @@ class Deletions:
         await asyncio.to_thread(self._note, row.pk, waiting_for=why[:500])
 
     async def _delete(self, row: DeletionRow) -> None:
+        found = await self.count(row.project)
         if row.before_json == "{}":
-            found = json.dumps(await self.count(row.project))
-            await asyncio.to_thread(self._note, row.pk, before_json=found)
+            await asyncio.to_thread(self._note, row.pk, before_json=json.dumps(found))
         await self._remove(row.project)
         left = await self.count(row.project)
-        await asyncio.to_thread(self._note, row.pk, after_json=json.dumps(left), waiting_for="")
+        is_settled = self._is_settled(row.pk, found)
+        why = "" if is_settled else _SETTLING
+        await asyncio.to_thread(self._note, row.pk, after_json=json.dumps(left), waiting_for=why)
         if any(left.values()):  # a call that was under way has written since; the next turn gets it
             raise Precondition(f"calls that were under way: {left}")
-        await asyncio.to_thread(self._note, row.pk, ended=time.time())
-        _log.info("project deleted", project=row.project)
+        if is_settled:
+            await asyncio.to_thread(self._note, row.pk, ended=time.time())
+            del self._empty_since[row.pk]
+            _log.info("project deleted", project=row.project)
+
+    def _is_settled(self, pk: int, found: dict[str, int]) -> bool:
+        now = time.monotonic()
+        if any(found.values()):
+            self._empty_since[pk] = now
+        return now - self._empty_since.setdefault(pk, now) >= self._settle_s
 
     async def count(self, project: str) -> dict[str, int]:
         """Return how much of each kind there is of a project."""

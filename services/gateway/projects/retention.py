@@ -1,4 +1,5 @@
-"""Removes what jobs have left behind, once a project's rules say that it has been kept long enough.
+"""Removes what jobs have left behind, once a project's rules say that it has been kept long enough,
+and the answers of old calls.
 
 A job's record goes with its events, its workflow and the folders of its training runs. Blobs are
 not touched: what nothing names any more is garbage, which is collected elsewhere. What a version of
@@ -11,9 +12,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 from google.protobuf import json_format
-from sqlalchemy import exists, literal, select
+from sqlalchemy import CursorResult, delete, exists, literal, select, tuple_
 from stillhouse.gateway.v1 import projects_pb2 as pb
 from stillhouse.student.v1 import student_pb2
 
@@ -23,10 +25,11 @@ from services.gateway.jobs import removal
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.job import Tools
 from services.gateway.projects.rows import ProjectRow
-from services.gateway.store import JobRow, VersionRow
+from services.gateway.store import JobRow, RequestRow, Store, VersionRow
 
 _DAY_S = 86_400.0
 _AT_ONCE = 500
+_ANSWERS_AT_ONCE = 5_000
 _STAGES = "stages"
 _log = logs.get(__name__)
 
@@ -44,12 +47,23 @@ class Removed:
 class Keeping:
     """Applies the rules of all projects."""
 
-    def __init__(self, tools: Tools, engine: Engine, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        engine: Engine,
+        now: Callable[[], float] = time.time,
+        *,
+        answer_days: float = 7.0,
+    ) -> None:
         self._tools, self._engine, self._now = tools, engine, now
+        self._answer_days = answer_days
 
     async def work(self) -> list[Removed]:
         """Remove what is due, and return and log what that was. A project where that fails is
         logged, and waits for the next look."""
+        before = self._now() - self._answer_days * _DAY_S
+        if answers := await asyncio.to_thread(forget_answers, self._tools.store, before):
+            _log.info("answers of old calls removed", count=answers)
         found = []
         for project, rules in (await asyncio.to_thread(self._rules)).items():
             try:
@@ -134,3 +148,19 @@ class Keeping:
         for name in old:
             blobs.remove_ref(project, name)
         return len(old)
+
+
+def forget_answers(store: Store, before: float) -> int:
+    """Delete the answers of calls that were made before a time, some at a time so that other
+    writers get their turn; return how many. Blocking."""
+    key = tuple_(RequestRow.project, RequestRow.request_id)
+    old = select(RequestRow.project, RequestRow.request_id).where(RequestRow.created < before)
+    statement = delete(RequestRow).where(key.in_(old.limit(_ANSWERS_AT_ONCE)))
+    total = 0
+    while True:
+        with store.write() as session:
+            found = session.execute(statement, execution_options={"synchronize_session": False})
+        gone = int(cast("CursorResult[Any]", found).rowcount)
+        total += gone
+        if gone < _ANSWERS_AT_ONCE:
+            return total

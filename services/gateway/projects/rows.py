@@ -62,13 +62,16 @@ def is_going(session: Session, project: str) -> bool:
     return session.scalars(query.limit(1)).first() is not None
 
 
+def check_stays(session: Session, project: str) -> None:
+    """Raise Precondition where a project is being deleted: nothing new is stored then."""
+    if is_going(session, project):
+        raise Precondition(f"project {project} is being deleted; wait for its end, or use another")
+
+
 @event.listens_for(Session, "before_flush")
 def _refuse(session: Session, *_: Any) -> None:
     """Let nothing new into a project that is being deleted."""
     made = {one.project for one in session.new if isinstance(one, DatasetRow | JobRow | StudentRow)}
     for project in made:
         with session.no_autoflush:
-            if is_going(session, project):
-                raise Precondition(
-                    f"project {project} is being deleted; wait for its end, or use another"
-                )
+            check_stays(session, project)
