@@ -14,7 +14,7 @@ _CHILDREN: dict[str, type[JobEventRow] | type[JobReviewRow]] = {
 }
 
 
-def count(session: Session, pks: Select[tuple[int]]) -> dict[str, int]:
+def count(session: Session, pks: Select[int]) -> dict[str, int]:
     """Return how many rows there are of the jobs that `pks` selects, kind by kind."""
     queries = {"jobs": select(func.count()).where(JobRow.pk.in_(pks))} | {
         name: select(func.count()).where(child.job_pk.in_(pks)) for name, child in _CHILDREN.items()
@@ -22,7 +22,7 @@ def count(session: Session, pks: Select[tuple[int]]) -> dict[str, int]:
     return {name: session.scalar(query) or 0 for name, query in queries.items()}
 
 
-def remove(session: Session, pks: Select[tuple[int]]) -> None:
+def remove(session: Session, pks: Select[int]) -> None:
     """Delete the rows of the jobs that `pks` selects."""
     for child in _CHILDREN.values():
         session.execute(delete(child).where(child.job_pk.in_(pks)))
