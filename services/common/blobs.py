@@ -11,6 +11,7 @@ the same bytes again heals it, and every reader is told DATA_LOSS until then.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -28,6 +29,8 @@ from services.common.names import check_id
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,5}")
 CHUNK_BYTES = 1 << 20
+_TRIES = 5
+"""To remove a folder into which others still write."""
 FRESH_S = 3600.0
 """A blob in a bucket that was written longer ago is written again when somebody stores it: its age
 tells the garbage collection that nobody is about to name it."""
@@ -211,10 +214,17 @@ class BlobStore:
     def remove_project(self, project: str) -> None:
         """Remove all that a project holds. Safe to repeat."""
         base = self._base(project)
-        self._fs.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
-            if self._fs.exists(base):
-                self._fs.rm(base, recursive=True)
+        for left in reversed(range(_TRIES)):
+            self._fs.invalidate_cache()
+            try:
+                if self._fs.exists(base):
+                    self._fs.rm(base, recursive=True)
+                return
+            except FileNotFoundError:
+                continue
+            except OSError as error:  # somebody has just stored something in a folder that goes
+                if error.errno != errno.ENOTEMPTY or not left:
+                    raise
 
     def old_refs(self, project: str, folder: str, before_s: float) -> list[str]:
         """Return names of the refs anywhere under `folder` that were last written before a time."""

@@ -9,23 +9,37 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import http.client
 import ipaddress
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, BinaryIO, cast
 from urllib.parse import SplitResult, urlsplit
 
-from services.common.errors import InvalidInput, PeerUnavailable, Precondition, StillhouseError
+from services.common.errors import (
+    Cancelled,
+    InvalidInput,
+    PeerUnavailable,
+    Precondition,
+    StillhouseError,
+)
 
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_METADATA = ipaddress.ip_address("fd00:ec2::254")
+"""Where a cloud keeps its secrets, at an address that is not link-local."""
+_MOST_ADDRESSES = 4
+"""Of one name, that are tried."""
+_LEAST_BYTES_PER_S, _GRACE_S = 16 << 10, 60.0
+"""A download that has been slower than that, after a while, is given up: it holds up others."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -54,6 +68,11 @@ class Addresses:
             raise InvalidInput("url: is malformed", field="url") from None
         if parts.scheme not in _PORTS or not parts.hostname or "\\" in url or port == 0:
             raise InvalidInput("url: is not http://HOST/... or https://HOST/...", field="url")
+        if not url.isascii() or not url.isprintable():
+            raise InvalidInput(
+                "url: write other letters than ASCII's as %XX, and such a host as xn--...",
+                field="url",
+            )
         if parts.username is not None or parts.password is not None:
             raise InvalidInput("url: holds a user name or password", field="url")
         try:
@@ -75,15 +94,23 @@ class Addresses:
         return found
 
     def connect(
-        self, address: tuple[str, int], timeout: float | None = None, source: Any = None
+        self,
+        address: tuple[str, int],
+        timeout: float | None = None,
+        source: Any = None,
+        *,
+        until_s: float = float("inf"),
     ) -> socket.socket:
-        """Connect to one of a host's checked addresses, as `socket.create_connection` does."""
+        """Connect to one of a host's checked addresses, as `socket.create_connection` does, before
+        the monotonic clock shows `until_s`: all addresses share that time."""
         failed: OSError | None = None
-        for family, kind, protocol, _, target in self.resolve(*address):
+        for family, kind, protocol, _, target in self.resolve(*address)[:_MOST_ADDRESSES]:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("timed out")
             one = socket.socket(family, kind, protocol)
             try:
-                if isinstance(timeout, int | float):
-                    one.settimeout(timeout)
+                one.settimeout(left_s if timeout is None else min(timeout, left_s))
                 one.connect(target)
             except OSError as error:
                 one.close()
@@ -103,30 +130,50 @@ class Addresses:
         make = _HTTPSConnection if parts.scheme == "https" else _HTTPConnection
         connection = make(parts.hostname or "", parts.port or _PORTS[parts.scheme], timeout_s, self)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        # A time-out is for each piece; who sends a byte at a time would be waited for much longer.
-        deadline = threading.Timer(timeout_s, _cut, [connection])
-        deadline.start()
         try:
-            connection.request("POST", path, body, dict(headers))
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.read(most))
-        except (OSError, http.client.HTTPException) as error:
+            with _within(timeout_s, [connection]):
+                connection.request("POST", path, body, dict(headers))
+                answer = connection.getresponse()
+                return Answer(answer.status, answer.read(most))
+        # ValueError: what a header or a host may hold is looked at last by the library.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise PeerUnavailable(f"{parts.hostname} does not answer: {error!r}"[:300]) from None
         finally:
-            deadline.cancel()
             connection.close()
 
-    def get(self, url: str, out: BinaryIO, *, timeout_s: float, most: int) -> None:
-        """Copy what a URL holds, redirects included. Raises what `post` raises, and InvalidInput
-        where it is more than `most` bytes."""
-        parts, size = self.split(url), 0
+    def get(
+        self,
+        url: str,
+        out: BinaryIO,
+        *,
+        timeout_s: float,
+        most: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Copy what a URL holds, redirects included. `timeout_s` is for the answer's beginning, and
+        for each piece after it.
+
+        Raises what `post` raises, PeerUnavailable also for a download that is very slow,
+        InvalidInput where it is more than `most` bytes, Cancelled where `stopping` says so.
+        """
+        parts, size, began_s = self.split(url), 0, time.monotonic()
+        opened: list[http.client.HTTPConnection] = []
+        opener = _opener(self, opened)
         try:
-            with _opener(self).open(url, timeout=timeout_s) as answer:
-                while chunk := answer.read(1 << 20):
+            with _within(timeout_s, opened):
+                found = opener.open(url, timeout=timeout_s)
+            with found as answer:
+                while chunk := answer.read1(1 << 18):
                     size += len(chunk)
+                    if stopping():
+                        raise Cancelled("the download was stopped")
                     if size > most:
                         raise InvalidInput(f"{parts.hostname}: over {most:,} bytes", field="uri")
+                    if size < _LEAST_BYTES_PER_S * (time.monotonic() - began_s - _GRACE_S):
+                        raise PeerUnavailable(f"{parts.hostname} sends too slowly")
                     out.write(chunk)
+                if answer.length:
+                    raise PeerUnavailable(f"{parts.hostname} ended in the middle")
         except urllib.error.HTTPError as error:
             error.close()
             said = HTTPStatus(error.code).phrase if error.code in set(HTTPStatus) else error.code
@@ -135,7 +182,7 @@ class Addresses:
             if isinstance(error.reason, StillhouseError):
                 raise error.reason from None
             raise PeerUnavailable(f"{parts.hostname}: {error.reason}"[:300]) from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise PeerUnavailable(f"{parts.hostname}: {error!r}"[:300]) from None
 
     def _check(self, host: str, ip: IP) -> None:
@@ -153,37 +200,66 @@ class Addresses:
                     return True
             except ValueError:
                 # A name is allowed to be anywhere but where clouds keep their secrets.
-                if not ip.is_link_local and fnmatch.fnmatch(host.lower(), one.lower()):
+                if not _is_metadata(ip) and fnmatch.fnmatch(host.lower(), one.lower()):
                     return True
         return False
 
 
 def _is_public(ip: IP) -> bool:
     """Return whether an address is one of the internet, also that inside another."""
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in _NAT64:
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(one is not None and not _is_public(one) for one in inner):
-            return False
+    if not all(_is_public(one) for one in _inside(ip)):
+        return False
     return ip.is_global and not ip.is_multicast
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # it ends just now
-        connection.sock.shutdown(socket.SHUT_RDWR)
+def _is_metadata(ip: IP) -> bool:
+    """Return whether an address, or one inside it, is where clouds answer about themselves."""
+    return ip == _METADATA or any(one.is_link_local for one in (ip, *_inside(ip)))
+
+
+def _inside(ip: IP) -> list[ipaddress.IPv4Address]:
+    """Return the addresses that an IPv6 address stands for."""
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return []
+    found = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+    if ip in _NAT64:
+        found.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+    return [one for one in found if one is not None]
+
+
+@contextlib.contextmanager
+def _within(seconds: float, connections: list[http.client.HTTPConnection]) -> Iterator[None]:
+    """Cut the connections where the block takes longer: a time-out is for each piece, and who sends
+    a byte at a time would be waited for much longer."""
+
+    def cut() -> None:
+        for one in list(connections):
+            with contextlib.suppress(OSError, AttributeError):  # it ends just now
+                one.sock.shutdown(socket.SHUT_RDWR)
+
+    deadline = threading.Timer(seconds, cut)
+    deadline.start()
+    try:
+        yield
+    finally:
+        deadline.cancel()
 
 
 class _HTTPConnection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, timeout_s: float, addresses: Addresses) -> None:
         super().__init__(host, port, timeout=timeout_s)
-        self._create_connection = addresses.connect
+        self._create_connection = _connecting(addresses, timeout_s)
 
 
 class _HTTPSConnection(http.client.HTTPSConnection):
     def __init__(self, host: str, port: int, timeout_s: float, addresses: Addresses) -> None:
         super().__init__(host, port, timeout=timeout_s, context=ssl.create_default_context())
-        self._create_connection = addresses.connect
+        self._create_connection = _connecting(addresses, timeout_s)
+
+
+def _connecting(addresses: Addresses, timeout_s: float) -> Callable[..., socket.socket]:
+    """Connect within the time that begins now."""
+    return functools.partial(addresses.connect, until_s=time.monotonic() + timeout_s)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -197,6 +273,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
+        fp.close()  # the library would read a redirect's body to its end, however long that is
         try:
             self._addresses.split(newurl)
         except InvalidInput:
@@ -205,16 +282,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener(addresses: Addresses) -> urllib.request.OpenerDirector:
-    """An opener of http and https that knows no proxy, no file and no password."""
+def _opener(
+    addresses: Addresses, opened: list[http.client.HTTPConnection]
+) -> urllib.request.OpenerDirector:
+    """An opener of http and https that knows no proxy, no file and no password; it notes the
+    connections it makes."""
 
     class _Http(urllib.request.HTTPHandler):
         def http_open(self, req: Any) -> Any:
-            return self.do_open(_maker(_HTTPConnection, addresses), req)
+            return self.do_open(_maker(_HTTPConnection, addresses, opened), req)
 
     class _Https(urllib.request.HTTPSHandler):
         def https_open(self, req: Any) -> Any:
-            return self.do_open(_maker(_HTTPSConnection, addresses), req)
+            return self.do_open(_maker(_HTTPSConnection, addresses, opened), req)
 
     opener = urllib.request.OpenerDirector()
     handlers: Sequence[urllib.request.BaseHandler] = (
@@ -230,10 +310,13 @@ def _opener(addresses: Addresses) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _maker(kind: Callable[..., Any], addresses: Addresses) -> Any:
+def _maker(
+    kind: Callable[..., Any], addresses: Addresses, opened: list[http.client.HTTPConnection]
+) -> Any:
     def make(host: str, timeout: float = 30.0, **_: Any) -> Any:
         parts = urlsplit(f"//{host}")
         port = parts.port or (443 if kind is _HTTPSConnection else 80)
-        return kind(parts.hostname or "", port, timeout, addresses)
+        opened.append(kind(parts.hostname or "", port, timeout, addresses))
+        return opened[-1]
 
     return make

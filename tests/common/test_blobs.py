@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +156,22 @@ def test_a_full_disk_keeps_no_part_of_a_blob(
     assert blobs.get_ref("p", "models/a") == b"old"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
     assert blobs.exists("p", blobs.put("p", b"data"))
+
+
+def test_a_project_is_removed_while_somebody_writes_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = BlobStore(str(tmp_path))
+    blobs.put("p", b"first")
+    late = iter([b"second", b"third"])
+    remove = os.rmdir
+
+    def slow(path: Any, **how: Any) -> None:
+        if path == "blobs" and (data := next(late, None)):
+            blobs.put("p", data)
+        remove(path, **how)
+
+    monkeypatch.setattr(os, "rmdir", slow)
+    blobs.remove_project("p")
+    assert not (tmp_path / "projects" / "p").exists()
+    assert next(late, None) is None

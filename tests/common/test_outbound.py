@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from services.common.errors import InvalidInput, PeerUnavailable, Precondition
+from services.common import outbound
+from services.common.errors import Cancelled, InvalidInput, PeerUnavailable, Precondition
 from services.common.outbound import Addresses
 
 LOCAL = Addresses(("127.0.0.0/8",))
@@ -221,3 +224,116 @@ def test_who_answers_a_byte_at_a_time_is_not_waited_for() -> None:
             LOCAL.post(url, b"x", {}, timeout_s=1, most=10)
         done.set()
         thread.join()
+
+
+@contextmanager
+def talking(say: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
+    """Serve one caller on loopback by writing to its socket; yields the server's URL."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = threading.Event()
+        server.settimeout(0.1)
+
+        def answer() -> None:
+            while not done.is_set():
+                with contextlib.suppress(TimeoutError):
+                    peer, _ = server.accept()
+                    with peer, contextlib.suppress(OSError):
+                        peer.settimeout(None)
+                        peer.recv(4096)
+                        say(peer, done)
+                    return
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    sent = [0]
+
+    def endless(peer: socket.socket, done: threading.Event) -> None:
+        peer.sendall(b"HTTP/1.1 302 Found\r\nlocation: ftp://x/y\r\n\r\n")
+        while not done.is_set():
+            sent[0] += peer.send(b"x" * 65536)
+
+    with talking(endless) as url, pytest.raises(Precondition):
+        fetched(LOCAL, url)
+    with web({"/x": (200, {}, b"data")}) as (there, _):
+
+        def endless_hop(peer: socket.socket, done: threading.Event) -> None:
+            peer.sendall(f"HTTP/1.1 302 Found\r\nlocation: {there}/x\r\n\r\n".encode())
+            while not done.is_set():
+                sent[0] += peer.send(b"x" * 65536)
+
+        with talking(endless_hop) as url:
+            assert fetched(LOCAL, url) == b"data"
+    assert sent[0] < 64 << 20
+
+
+def test_headers_that_drip_and_downloads_that_crawl_are_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def drip(peer: socket.socket, done: threading.Event) -> None:
+        while not done.wait(0.05):
+            peer.sendall(b"H")
+
+    def crawl(peer: socket.socket, done: threading.Event) -> None:
+        peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n")
+        drip(peer, done)
+
+    with talking(drip) as url, pytest.raises(PeerUnavailable):
+        LOCAL.get(url, io.BytesIO(), timeout_s=1, most=100)
+    monkeypatch.setattr(outbound, "_GRACE_S", 0.5)
+    with talking(crawl) as url, pytest.raises(PeerUnavailable, match="too slowly"):
+        LOCAL.get(url, io.BytesIO(), timeout_s=5, most=1 << 20)
+    with talking(crawl) as url, pytest.raises(Cancelled):
+        LOCAL.get(url, io.BytesIO(), timeout_s=5, most=1 << 20, stopping=lambda: True)
+
+
+def test_a_download_that_ends_in_the_middle_is_not_taken_for_whole() -> None:
+    def half(peer: socket.socket, done: threading.Event) -> None:
+        peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")
+
+    with talking(half) as url, pytest.raises(PeerUnavailable, match="in the middle"):
+        fetched(LOCAL, url)
+
+
+def test_all_addresses_of_a_name_share_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in range(9)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    tried: list[float] = []
+
+    def connect(one: socket.socket, _: object) -> None:
+        tried.append(one.gettimeout() or 0.0)
+        time.sleep(0.3)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(PeerUnavailable):
+        LOCAL.post("http://many.example/", b"", {}, timeout_s=0.5, most=10)
+    assert len(tried) == 2
+    assert tried[1] < tried[0] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/h\u00f6k", "https://h\u00f6k.example/", "http://a/\n"]
+)
+def test_what_cannot_be_sent_as_it_is_is_refused_at_once(url: str) -> None:
+    with pytest.raises(InvalidInput):
+        Addresses().split(url)
+
+
+@pytest.mark.parametrize(
+    "address", ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fd00:ec2::254", "fe80::1"]
+)
+def test_no_form_of_a_metadata_address_is_allowed_by_name(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, 80, 0, 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(Precondition):
+        Addresses(("*.example.org",)).resolve("x.example.org", 80)

@@ -61,13 +61,15 @@ async def test_a_body_that_arrives_slowly_is_taken(world: World) -> None:
     assert answer.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "evil.example"])
 async def test_a_body_that_is_no_http_is_refused_once(
-    world: World, caplog: pytest.LogCaptureFixture, host: str
+    world: World, caplog: pytest.LogCaptureFixture, host: str, method: str
 ) -> None:
-    """Also where the request, begun by then, has an answer at once: a host that is not ours."""
-    head = b"POST /v1/projects HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n"
-    answer = await _answer(world, head % host.encode() + b"zz\r\n")
+    """Also where the request, begun by then, has an answer at once: a host that is not ours; and
+    where the answer to it may have no body."""
+    head = b"%s /v1/projects HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = await _answer(world, head % (method.encode(), host.encode()) + b"zz\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1") == 1
     assert not [one for one in caplog.records if one.levelname == "ERROR"]

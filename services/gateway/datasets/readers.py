@@ -117,6 +117,8 @@ class Reading:
     max_image_bytes: int
     max_web_bytes: int = 8 << 30
     """Largest file that is fetched by http(s)."""
+    stopping: Callable[[], bool] = lambda: False
+    """Whether a download is to be given up."""
 
     @classmethod
     def of(
@@ -214,8 +216,13 @@ def from_web(url: str, reading: Reading) -> Opener:
     """Fetch an archive or a file, and return what opens it: nothing else than this one request, and
     those that it is redirected to, goes out. Blocking."""
     held = tempfile.NamedTemporaryFile()  # noqa: SIM115  lives as long as what opens it
-    most = reading.max_web_bytes
-    reading.policy.addresses.get(url, cast("BinaryIO", held), timeout_s=_WEB_S, most=most)
+    reading.policy.addresses.get(
+        url,
+        cast("BinaryIO", held),
+        timeout_s=_WEB_S,
+        most=reading.max_web_bytes,
+        stopping=reading.stopping,
+    )
     held.flush()
     return partial(_reopen, held)
 

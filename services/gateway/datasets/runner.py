@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from urllib.parse import parse_qsl
 
 from google.protobuf import json_format
@@ -52,17 +55,28 @@ class IngestRunner:
         self, store: Store, reading: Reading, *, max_pixels: int = 64_000_000, at_once: int = 2
     ) -> None:
         self._store = store
-        self._reading = reading
+        self._stopping = threading.Event()
+        self._reading = replace(reading, stopping=self._stopping.is_set)
         self._limits = images.Limits(max_bytes=reading.max_image_bytes, max_pixels=max_pixels)
         self._pool = ThreadPoolExecutor(at_once, "ingest-main")
         self._verdicts = Verdicts()
-        self._stopping = threading.Event()
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            partial(asyncio.Semaphore, max(1, at_once - 1))
+        )
+        """By project: one is always free for others, however slow a source is."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.launch: Launch = self._start_task
 
     async def run_ingest(self, dataset_pk: int) -> None:
         """Read a CREATING dataset to its end: READY, or FAILED with the reason in its row."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._run, dataset_pk)
+        try:
+            project = (await asyncio.to_thread(records.by_pk, self._store, dataset_pk)).project
+        except NotFound:  # its project was deleted in the meantime
+            return
+        except DatabaseAway:
+            project = ""
+        async with self._turns[project]:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._run, dataset_pk)
 
     async def resume(self) -> None:
         """Launch every ingest that is unfinished. Call once at start."""

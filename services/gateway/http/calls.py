@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 from starlette.requests import ClientDisconnect, Request
+from stillhouse.gateway.v1 import access_pb2, access_pb2_grpc
 
 from services.common.callers import REQUEST_ID
 from services.common.errors import InvalidInput
@@ -18,6 +19,9 @@ from services.gateway.http.rules import Rule
 T = TypeVar("T")
 CALL_S = 600.0
 """Deadline of a call with one answer; a cold model may have to load first."""
+_WHO_S = 30.0
+_FROM_ANYBODY_BYTES = 64 << 10
+"""Of a body, before it is asked who sends it."""
 _PASSED = ("authorization", "cookie", "traceparent", "tracestate")
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 
@@ -41,14 +45,18 @@ def check_length(request: Request, limit_bytes: int) -> None:
         raise BodyTooLarge(limit_bytes)
 
 
-async def body_of(request: Request, limit_bytes: int) -> bytes:
-    """Return a request's body. Raises BodyTooLarge."""
+async def body_of(request: Request, limit_bytes: int, caller: Caller) -> bytes:
+    """Return a request's body. Raises BodyTooLarge, and AioRpcError where a body that is not small
+    comes from somebody who may not call at all: nobody else's fills the memory."""
     check_length(request, limit_bytes)
-    parts, size = [], 0
+    parts, size, known = [], 0, False
     async for part in request.stream():
         size += len(part)
         if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
+        if size > _FROM_ANYBODY_BYTES and not known:
+            await caller.identify(request)
+            known = True
         parts.append(part)
     return b"".join(parts)
 
@@ -67,6 +75,13 @@ class Caller:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
+        self._access = access_pb2_grpc.AccessServiceStub(channel)
+
+    async def identify(self, request: Request) -> None:
+        """Raise AioRpcError where a request's credentials are none or not good."""
+        await self._access.WhoAmI(
+            access_pb2.WhoAmIRequest(), metadata=metadata(request), timeout=_WHO_S
+        )
 
     async def unary(self, rule: Rule, message: Message, request: Request) -> Message:
         """Call an RPC with one answer; the call ends when the HTTP caller leaves.

@@ -44,7 +44,10 @@ class Connection(H11Protocol):
             if self.cycle.response_started:
                 self.transport.close()
                 return
-        super().send_400_response(msg)
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # an answer to HEAD has no body, and its head is sent
+            self.transport.close()
 
     def _look(self) -> None:
         """Wait, or go on waiting, for what has to come next."""

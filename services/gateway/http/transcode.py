@@ -29,7 +29,7 @@ class Transcoder:
         if found is None:
             return _unknown(path, self._rules.verbs(path))
         rule, fields = found
-        body = await calls.body_of(request, self._max_body_bytes)
+        body = await calls.body_of(request, self._max_body_bytes, self._caller)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != _JSON:
             said = statuses.make("INVALID_ARGUMENT", f"send the body as {_JSON}")

@@ -15,7 +15,8 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -33,7 +34,8 @@ _ANSWER_S = 15.0
 _ANSWER_BYTES = 4096
 _LEASE_S = 60.0
 """How long a message that is being sent is left alone by other gateways."""
-_AT_ONCE = 8
+_AT_ONCE, _OF_ONE = 8, 3
+"""Messages that are under way, and those of one project: its slow webhook holds up no other's."""
 _log = logs.get(__name__)
 
 
@@ -79,6 +81,7 @@ class Deliveries:
         self._store, self._addresses, self._every_s = store, addresses, every_s
         self._pauses_s, self._now = pauses_s, now
         self._task: asyncio.Task[None] | None = None
+        self._under_way: dict[asyncio.Task[None], str] = {}
 
     def start(self) -> None:
         """Send from now on, what an earlier process left first."""
@@ -90,30 +93,50 @@ class Deliveries:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        for task in list(self._under_way):
+            task.cancel()
 
     async def _work(self) -> None:
         while True:
+            taken: list[tuple[DeliveryRow, str]] = []
             try:
-                taken = await asyncio.to_thread(self._take)
-                await asyncio.gather(*(asyncio.to_thread(self._send, *one) for one in taken))
+                if len(self._under_way) < _AT_ONCE:
+                    counts = Counter(self._under_way.values())
+                    taken = await asyncio.to_thread(self._take, counts)
             except Exception as error:  # a database that is away for a moment
                 _log.warning("webhooks wait", reason=str(error)[:200])
-                taken = []
+            for row, secret in taken:
+                task = asyncio.create_task(self._deliver(row, secret), name="webhook")
+                self._under_way[task] = row.project
+                task.add_done_callback(self._under_way.pop)
             if not taken:
                 await asyncio.sleep(self._every_s)
 
-    def _take(self) -> list[tuple[DeliveryRow, str]]:
-        """Return messages that are due, each with its secret, and keep others from them."""
-        now = self._now()
-        query = select(DeliveryRow).where(DeliveryRow.due <= now).order_by(DeliveryRow.due)
+    async def _deliver(self, row: DeliveryRow, secret: str) -> None:
+        try:
+            await asyncio.to_thread(self._send, row, secret)
+        except Exception as error:  # it is due again when its lease is over
+            _log.warning("webhook waits", id=row.message_id, reason=str(error)[:200])
+
+    def _take(self, under_way: Mapping[str, int]) -> list[tuple[DeliveryRow, str]]:
+        """Return messages that are due, each with its secret, and keep others from them; none of a
+        project with as many under way as it may have."""
+        now, busy = self._now(), [one for one, count in under_way.items() if count >= _OF_ONE]
+        query = select(DeliveryRow).where(DeliveryRow.due <= now, DeliveryRow.project.not_in(busy))
+        query = query.order_by(DeliveryRow.due)
         with self._store.read() as session:  # mostly there is nothing: no write for that
             if session.scalars(query.limit(1)).first() is None:
                 return []
+        room, counts = _AT_ONCE - sum(under_way.values()), Counter(under_way)
         with self._store.write() as session:
-            rows = list(session.scalars(query.limit(_AT_ONCE).with_for_update(skip_locked=True)))
-            for row in rows:
-                row.due = now + _LEASE_S
-            return [(row, webhooks_of(session, row.project).get(row.uri, "")) for row in rows]
+            found = []
+            for row in session.scalars(query.limit(room).with_for_update(skip_locked=True)).all():
+                counts[row.project] += 1
+                if counts[row.project] <= _OF_ONE:
+                    row.due = now + _LEASE_S
+                    secret = webhooks_of(session, row.project).get(row.uri, "")
+                    found.append((row, secret))
+            return found
 
     def _send(self, row: DeliveryRow, secret: str) -> None:
         """Send a message and note how that went; without its webhook it is not wanted any more."""
