@@ -170,7 +170,8 @@ class Game:
 
     async def _do(self, fault: Fault, name: asyncio.Future[str], db: Database) -> None:
         inside = await self._moment(fault, name, db)
-        async with self.locks[fault.service]:
+        # Whoever starts all services anew does so to the gateways as well.
+        async with self.locks["gateway" if fault.service == "suite" else fault.service]:
             if fault.stage != CREATE:
                 inside = (await db.job(await name)).inside
             if inside == "ended":
