@@ -30,7 +30,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,5}")
 CHUNK_BYTES = 1 << 20
 _TRIES = 5
-"""To remove a folder into which others still write."""
+"""To remove a folder into which others still write, and to write into one that is removed."""
 FRESH_S = 3600.0
 """A blob in a bucket that was written longer ago is written again when somebody stores it: its age
 tells the garbage collection that nobody is about to name it."""
@@ -248,11 +248,21 @@ class BlobStore:
         return sum(int(one["size"]) for one in found.values())
 
     def _write(self, path: str, data: bytes) -> None:
-        folder = path.rsplit("/", 1)[0]
-        self._fs.makedirs(folder, exist_ok=True)
         if not self._local:
+            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self._fs.pipe_file(path, data)
             return
+        for left in reversed(range(_TRIES)):
+            try:
+                self._write_file(path, data)
+                return
+            except FileNotFoundError:  # the project's folder was removed meanwhile
+                if not left:
+                    raise
+
+    def _write_file(self, path: str, data: bytes) -> None:
+        folder = path.rsplit("/", 1)[0]
+        self._fs.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/.{uuid.uuid4().hex}"
         try:
             self._fs.pipe_file(temporary, data)

@@ -175,3 +175,19 @@ def test_a_project_is_removed_while_somebody_writes_into_it(
     blobs.remove_project("p")
     assert not (tmp_path / "projects" / "p").exists()
     assert next(late, None) is None
+
+
+def test_a_write_into_a_project_that_is_removed_just_now_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, move = BlobStore(str(tmp_path)), shutil.move
+    removals = iter(range(2))
+
+    def removing(*args: Any, **how: Any) -> Any:
+        if next(removals, None) is not None:
+            shutil.rmtree(tmp_path / "projects" / "p")
+        return move(*args, **how)
+
+    monkeypatch.setattr(shutil, "move", removing)
+    assert blobs.get("p", blobs.put("p", b"data")) == b"data"
+    assert next(removals, None) is None
