@@ -7,25 +7,27 @@ their own and checked like the first. Blocking.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import functools
 import http.client
 import ipaddress
 import socket
-import ssl
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, BinaryIO, cast
 from urllib.parse import SplitResult, urlsplit
 
+from services.common.connections import (
+    Connection,
+    HTTPConnection,
+    HTTPSConnection,
+    Pace,
+    within,
+)
 from services.common.errors import (
-    Cancelled,
     InvalidInput,
     PeerUnavailable,
     Precondition,
@@ -38,8 +40,6 @@ _METADATA = ipaddress.ip_address("fd00:ec2::254")
 """Where a cloud keeps its secrets, at an address that is not link-local."""
 _MOST_ADDRESSES = 4
 """Of one name, that are tried."""
-_LEAST_BYTES_PER_S, _GRACE_S = 16 << 10, 60.0
-"""A download that has been slower than that, after a while, is given up: it holds up others."""
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -127,11 +127,12 @@ class Addresses:
         Raises what `split` and `resolve` raise, and PeerUnavailable where nobody answers in time.
         """
         parts = self.split(url)
-        make = _HTTPSConnection if parts.scheme == "https" else _HTTPConnection
-        connection = make(parts.hostname or "", parts.port or _PORTS[parts.scheme], timeout_s, self)
+        make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        port = parts.port or _PORTS[parts.scheme]
+        connection = make(parts.hostname or "", port, timeout_s, self.connect)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            with _within(timeout_s, [connection]):
+            with within(timeout_s, [connection]):
                 connection.request("POST", path, body, dict(headers))
                 answer = connection.getresponse()
                 return Answer(answer.status, answer.read(most))
@@ -156,21 +157,17 @@ class Addresses:
         Raises what `post` raises, PeerUnavailable also for a download that is very slow,
         InvalidInput where it is more than `most` bytes, Cancelled where `stopping` says so.
         """
-        parts, size, began_s = self.split(url), 0, time.monotonic()
-        opened: list[http.client.HTTPConnection] = []
+        parts = self.split(url)
+        opened: list[Connection] = []
         opener = _opener(self, opened)
         try:
-            with _within(timeout_s, opened):
+            with within(timeout_s, opened):
                 found = opener.open(url, timeout=timeout_s)
-            with found as answer:
+            with found as answer, Pace(opened, str(parts.hostname), stopping) as pace:
                 while chunk := answer.read1(1 << 18):
-                    size += len(chunk)
-                    if stopping():
-                        raise Cancelled("the download was stopped")
-                    if size > most:
+                    pace.size += len(chunk)
+                    if pace.size > most:
                         raise InvalidInput(f"{parts.hostname}: over {most:,} bytes", field="uri")
-                    if size < _LEAST_BYTES_PER_S * (time.monotonic() - began_s - _GRACE_S):
-                        raise PeerUnavailable(f"{parts.hostname} sends too slowly")
                     out.write(chunk)
                 if answer.length:
                     raise PeerUnavailable(f"{parts.hostname} ended in the middle")
@@ -227,41 +224,6 @@ def _inside(ip: IP) -> list[ipaddress.IPv4Address]:
     return [one for one in found if one is not None]
 
 
-@contextlib.contextmanager
-def _within(seconds: float, connections: list[http.client.HTTPConnection]) -> Iterator[None]:
-    """Cut the connections where the block takes longer: a time-out is for each piece, and who sends
-    a byte at a time would be waited for much longer."""
-
-    def cut() -> None:
-        for one in list(connections):
-            with contextlib.suppress(OSError, AttributeError):  # it ends just now
-                one.sock.shutdown(socket.SHUT_RDWR)
-
-    deadline = threading.Timer(seconds, cut)
-    deadline.start()
-    try:
-        yield
-    finally:
-        deadline.cancel()
-
-
-class _HTTPConnection(http.client.HTTPConnection):
-    def __init__(self, host: str, port: int, timeout_s: float, addresses: Addresses) -> None:
-        super().__init__(host, port, timeout=timeout_s)
-        self._create_connection = _connecting(addresses, timeout_s)
-
-
-class _HTTPSConnection(http.client.HTTPSConnection):
-    def __init__(self, host: str, port: int, timeout_s: float, addresses: Addresses) -> None:
-        super().__init__(host, port, timeout=timeout_s, context=ssl.create_default_context())
-        self._create_connection = _connecting(addresses, timeout_s)
-
-
-def _connecting(addresses: Addresses, timeout_s: float) -> Callable[..., socket.socket]:
-    """Connect within the time that begins now."""
-    return functools.partial(addresses.connect, until_s=time.monotonic() + timeout_s)
-
-
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to http and https alone; each hop connects through `Addresses` again."""
 
@@ -282,19 +244,17 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener(
-    addresses: Addresses, opened: list[http.client.HTTPConnection]
-) -> urllib.request.OpenerDirector:
+def _opener(addresses: Addresses, opened: list[Connection]) -> urllib.request.OpenerDirector:
     """An opener of http and https that knows no proxy, no file and no password; it notes the
     connections it makes."""
 
     class _Http(urllib.request.HTTPHandler):
         def http_open(self, req: Any) -> Any:
-            return self.do_open(_maker(_HTTPConnection, addresses, opened), req)
+            return self.do_open(_maker(HTTPConnection, addresses, opened), req)
 
     class _Https(urllib.request.HTTPSHandler):
         def https_open(self, req: Any) -> Any:
-            return self.do_open(_maker(_HTTPSConnection, addresses, opened), req)
+            return self.do_open(_maker(HTTPSConnection, addresses, opened), req)
 
     opener = urllib.request.OpenerDirector()
     handlers: Sequence[urllib.request.BaseHandler] = (
@@ -310,13 +270,11 @@ def _opener(
     return opener
 
 
-def _maker(
-    kind: Callable[..., Any], addresses: Addresses, opened: list[http.client.HTTPConnection]
-) -> Any:
+def _maker(kind: Callable[..., Any], addresses: Addresses, opened: list[Connection]) -> Any:
     def make(host: str, timeout: float = 30.0, **_: Any) -> Any:
         parts = urlsplit(f"//{host}")
-        port = parts.port or (443 if kind is _HTTPSConnection else 80)
-        opened.append(kind(parts.hostname or "", port, timeout, addresses))
+        port = parts.port or (443 if kind is HTTPSConnection else 80)
+        opened.append(kind(parts.hostname or "", port, timeout, addresses.connect))
         return opened[-1]
 
     return make

@@ -34,6 +34,7 @@ from services.gateway.cache import EmbeddingCache
 from services.gateway.datasets.readers import Reading
 from services.gateway.datasets.runner import IngestRunner
 from services.gateway.datasets_servicer import DatasetServicer
+from services.gateway.gathering import Crowd
 from services.gateway.http.edge import Edge
 from services.gateway.image_embeddings import ImageEmbeddings
 from services.gateway.inference import GatewayInference
@@ -113,12 +114,19 @@ class Gateway:
         self.heartbeat = Heartbeat(
             self.store, settings.executor_id, self._recover, every_s=settings.heartbeat_s
         )
+        self.crowd = Crowd()
         reading = Reading.of(settings, self.blobs, self.catalogue, self.addresses)
         self.runner = IngestRunner(self.store, reading, max_pixels=settings.max_image_pixels)
         self.datasets = DatasetServicer(
-            self.store, reading, self.runner, max_archive_bytes=settings.max_archive_bytes
+            self.store,
+            reading,
+            self.runner,
+            max_archive_bytes=settings.max_archive_bytes,
+            crowd=self.crowd,
         )
-        self.jobs = DistillationServicer(tools, self.engine, admit=self.quotas.admit_job)
+        self.jobs = DistillationServicer(
+            tools, self.engine, admit=self.quotas.admit_job, crowd=self.crowd
+        )
         self.edge = Edge(settings)
         self.ready = asyncio.Event()
         """Set while the gateway takes work."""
@@ -145,6 +153,7 @@ class Gateway:
                 self.catalogue,
                 self.cache,
                 max_batch_items=self.settings.max_batch_items,
+                crowd=self.crowd,
             ),
             server,
         )

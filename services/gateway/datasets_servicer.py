@@ -24,7 +24,7 @@ from services.gateway.datasets.runner import IngestRunner, options_of
 from services.gateway.datasets.text_files import name_of_kind
 from services.gateway.datasets.text_sources import is_archive
 from services.gateway.datasets.trees import archive_tree
-from services.gateway.gathering import Gathered
+from services.gateway.gathering import Crowd, Gathered
 from services.gateway.paging import Page, fitting, page
 from services.gateway.projects.rows import check_stays
 from services.gateway.store import DatasetRow, Store
@@ -42,12 +42,13 @@ class DatasetServicer(datasets_pb2_grpc.DatasetServiceServicer):
         runner: IngestRunner,
         *,
         max_archive_bytes: int,
+        crowd: Crowd | None = None,
     ) -> None:
         self._store = store
         self._reading = reading
         self._runner = runner
         self._max_archive_bytes = max_archive_bytes
-        self._rows = Gathered(functools.partial(records.get_many, store))
+        self._rows = Gathered(functools.partial(records.get_many, store), crowd)
         self._manifest = functools.lru_cache(maxsize=4)(self._read_manifest)
 
     async def CreateDataset(

@@ -10,34 +10,34 @@ it has begun, so every caller sees all that was written before it asked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Generic, TypeVar
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+_Load = Callable[[Sequence[Any]], Mapping[Any, Any]]
+_Wanted = tuple[_Load, Hashable]
 _AT_MOST = 64
 """Keys of one read, so that a crowd's first callers do not wait for its last."""
 _PAUSE_S = 0.01
 """How long a crowd is waited for."""
 
 
-class Gathered(Generic[K, V]):
-    """Reads values by key, many at a time. Use from one event loop.
+class Crowd:
+    """Callers that read together, also of several kinds: one hop to a thread is for all of them.
+    Use from one event loop."""
 
-    `load` blocks and runs in a thread; a key that it does not return has no value.
-    """
-
-    def __init__(self, load: Callable[[Sequence[K]], Mapping[K, V]]) -> None:
-        self._load = load
-        self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
+    def __init__(self) -> None:
+        self._waiting: dict[_Wanted, list[asyncio.Future[Any]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._count = self._crowd = 0
         self._complete = asyncio.Event()
 
-    async def get(self, key: K) -> V | None:
-        """Return the value of a key, None where it has none. Raises what `load` raises."""
-        future: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, []).append(future)
+    async def get(self, load: _Load, key: Hashable) -> Any:
+        """Return what `load` has under a key, else None. Raises what `load` raises."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault((load, key), []).append(future)
         self._count += 1
         if self._count >= self._crowd:
             self._complete.set()
@@ -49,7 +49,7 @@ class Gathered(Generic[K, V]):
         try:
             while self._waiting:
                 await self._gather()
-                await self._read([*self._waiting][:_AT_MOST])
+                await self._read(list(itertools.islice(self._waiting, _AT_MOST)))
         finally:
             self._task = None
 
@@ -64,23 +64,51 @@ class Gathered(Generic[K, V]):
         except TimeoutError:
             self._crowd = self._count
 
-    async def _read(self, keys: Sequence[K]) -> None:
-        asked = {key: self._waiting.pop(key) for key in keys}
+    async def _read(self, wanted: Sequence[_Wanted]) -> None:
+        asked = {one: self._waiting.pop(one) for one in wanted}
         answered = sum(map(len, asked.values()))
         self._count -= answered
-        try:
-            found = await asyncio.to_thread(self._load, keys)
-            self._crowd = min(max(self._crowd, answered + self._count), _AT_MOST)
-        except Exception as error:
-            for future in _open(asked):
-                future.set_exception(error)
-            return
-        for key, futures in asked.items():
+        results = await asyncio.to_thread(_load_all, wanted)
+        self._crowd = min(max(self._crowd, answered + self._count), _AT_MOST)
+        for (load, key), futures in asked.items():
+            found = results[load]
             for future in futures:
-                if not future.done():
+                if future.done():  # its caller has left
+                    continue
+                if isinstance(found, Exception):
+                    future.set_exception(found)
+                else:
                     future.set_result(found.get(key))
 
 
-def _open(asked: dict[K, list[asyncio.Future[V | None]]]) -> list[asyncio.Future[V | None]]:
-    """Return the futures of callers that have not left."""
-    return [future for futures in asked.values() for future in futures if not future.done()]
+class Gathered(Generic[K, V]):
+    """Reads values by key, many at a time. Use from one event loop.
+
+    `load` blocks and runs in a thread; a key that it does not return has no value. `crowd` are
+    those who read together, by default all callers of this object.
+    """
+
+    def __init__(
+        self, load: Callable[[Sequence[K]], Mapping[K, V]], crowd: Crowd | None = None
+    ) -> None:
+        self._load, self._crowd = load, crowd or Crowd()
+
+    async def get(self, key: K) -> V | None:
+        """Return the value of a key, None where it has none. Raises what `load` raises."""
+        found: V | None = await self._crowd.get(self._load, key)
+        return found
+
+
+def _load_all(wanted: Iterable[_Wanted]) -> dict[_Load, Mapping[Any, Any] | Exception]:
+    """Return, by kind, what was found, or why nothing was."""
+    keys: dict[_Load, list[Hashable]] = {}
+    for load, key in wanted:
+        keys.setdefault(load, []).append(key)
+    return {load: _try(load, these) for load, these in keys.items()}
+
+
+def _try(load: _Load, keys: Sequence[Hashable]) -> Mapping[Any, Any] | Exception:
+    try:
+        return load(keys)
+    except Exception as error:
+        return error

@@ -13,7 +13,7 @@ from services.common import logs, names
 from services.common.errors import Overloaded
 from services.common.interceptors import Context
 from services.gateway.datasets.records import to_timestamp
-from services.gateway.gathering import Gathered
+from services.gateway.gathering import Crowd, Gathered
 from services.gateway.jobs import records
 from services.gateway.jobs.engine import Engine
 from services.gateway.jobs.job import Tools
@@ -30,12 +30,17 @@ class DistillationServicer(jobs_pb2_grpc.DistillationServiceServicer):
     """The RPCs of DistillationService."""
 
     def __init__(
-        self, tools: Tools, engine: Engine, *, admit: records.Admit = records.admit_all
+        self,
+        tools: Tools,
+        engine: Engine,
+        *,
+        admit: records.Admit = records.admit_all,
+        crowd: Crowd | None = None,
     ) -> None:
-        """`admit` refuses a job that a project may not have any more."""
+        """`admit` refuses a job that a project may not have any more; `crowd` reads together."""
         self._tools, self._engine, self._admit = tools, engine, admit
         self._samples = Samples(tools)
-        self._jobs = Gathered(functools.partial(records.get_many, tools.store))
+        self._jobs = Gathered(functools.partial(records.get_many, tools.store), crowd)
 
     async def CreateDistillationJob(
         self, request: pb.CreateDistillationJobRequest, context: Context

@@ -11,7 +11,7 @@ from services.common.catalogue import Catalogue
 from services.gateway import student_messages as shown
 from services.gateway import students
 from services.gateway.cache import EmbeddingCache
-from services.gateway.gathering import Gathered
+from services.gateway.gathering import Crowd, Gathered
 from services.gateway.peers import Peers
 from services.gateway.store import Store, StudentRow, VersionRow
 from services.gateway.student_calls import Serving, StudentCalls, serving
@@ -30,9 +30,10 @@ class StudentAccess:
         cache: EmbeddingCache | None = None,
         *,
         max_batch_items: int = 256,
+        crowd: Crowd | None = None,
     ) -> None:
         self._store = store
-        self._students = Gathered(functools.partial(students.get_many, store))
+        self._students = Gathered(functools.partial(students.get_many, store), crowd)
         self._blobs = blobs
         self._peers = peers
         self._catalogue = catalogue

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from services.common import outbound
+from services.common import connections
 from services.common.errors import Cancelled, InvalidInput, PeerUnavailable, Precondition
 from services.common.outbound import Addresses
 
@@ -287,10 +287,26 @@ def test_headers_that_drip_and_downloads_that_crawl_are_given_up(
 
     with talking(drip) as url, pytest.raises(PeerUnavailable):
         LOCAL.get(url, io.BytesIO(), timeout_s=1, most=100)
-    monkeypatch.setattr(outbound, "_GRACE_S", 0.5)
+    monkeypatch.setattr(connections, "_GRACE_S", 0.5)
     with talking(crawl) as url, pytest.raises(PeerUnavailable, match="too slowly"):
         LOCAL.get(url, io.BytesIO(), timeout_s=5, most=1 << 20)
     with talking(crawl) as url, pytest.raises(Cancelled):
+        LOCAL.get(url, io.BytesIO(), timeout_s=5, most=1 << 20, stopping=lambda: True)
+
+
+@pytest.mark.parametrize("sent", [b"", b"4\r\ndata\r\n0\r\n"], ids=["a chunk's size", "trailers"])
+def test_what_drips_between_and_after_chunks_is_given_up(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip(peer: socket.socket, done: threading.Event) -> None:
+        peer.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + sent)
+        while not done.wait(0.05):
+            peer.sendall(b"a: b\r\n" if sent else b"0")
+
+    monkeypatch.setattr(connections, "_GRACE_S", 0.5)
+    with talking(drip) as url, pytest.raises(PeerUnavailable, match="too slowly"):
+        LOCAL.get(url, io.BytesIO(), timeout_s=5, most=1 << 20)
+    with talking(drip) as url, pytest.raises(Cancelled):
         LOCAL.get(url, io.BytesIO(), timeout_s=5, most=1 << 20, stopping=lambda: True)
 
 

@@ -46,8 +46,8 @@ def predictions(running: Suite, student: str) -> list[bytes]:
     items = [items_pb2.ImageInput(data=photo(seed)) for seed in range(5)]
     with running.channel() as channel:
         stub = students_pb2_grpc.StudentsServiceStub(channel)
-        request = students_pb2.PredictRequest(student=student, items=items)
-        reply = stub.Predict(request, timeout=120)
+        request = students_pb2.PredictImagesRequest(student=student, items=items)
+        reply = stub.PredictImages(request, timeout=120)
     return [one.SerializeToString(deterministic=True) for one in reply.results]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from services.gateway import gathering
-from services.gateway.gathering import Gathered
+from services.gateway.gathering import Crowd, Gathered
 
 
 class Table:
@@ -115,4 +115,15 @@ async def test_who_is_left_of_a_crowd_waits_for_it_once() -> None:
     gathered = Gathered(table.load)
     await asyncio.gather(gathered.get("a"), gathered.get("b"))
     assert await gathered.get("a") == 1
-    assert gathered._crowd == 1
+    assert gathered._crowd._crowd == 1
+
+
+async def test_several_kinds_read_in_one_hop_and_fail_apart() -> None:
+    table, other, crowd = Table(), Table(), Crowd()
+    other.values = {"a": 7}
+    one, two = Gathered(table.load, crowd), Gathered(other.load, crowd)
+    assert await asyncio.gather(one.get("a"), two.get("a"), one.get("b")) == [1, 7, 2]
+    assert (table.reads, other.reads) == ([["a", "b"]], [["a"]])
+    found = await asyncio.gather(one.get("bad"), two.get("a"), return_exceptions=True)
+    assert isinstance(found[0], KeyError)
+    assert found[1] == 7

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -187,7 +188,7 @@ def main() -> int:
     return 1 if tally.crashes or tally.hangs or tally.internal or grown else 0
 
 
-def campaign_memory(found: dict[str, object]) -> dict[str, dict[str, float]]:
+def campaign_memory(found: dict[str, object]) -> dict[str, dict[str, Any]]:
     """Return the memory part of a report."""
     part = found["memory"]
     assert isinstance(part, dict)

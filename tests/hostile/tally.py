@@ -76,10 +76,10 @@ class Tally:
         return json.dumps(found)
 
 
-def memory(watch: Watch, end_s: float) -> dict[str, dict[str, float]]:
+def memory(watch: Watch, end_s: float) -> dict[str, dict[str, Any]]:
     """Return MiB of each process at the start, after warm-up (a tenth of the time around it) and at
     the end, with files and threads at warm-up and end."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, readings in watch.readings.items():
         warm_s, slice_s = _WARM * end_s, 0.1 * end_s
         warm = min(readings, key=lambda one: abs(one.at_s - warm_s))
@@ -89,13 +89,16 @@ def memory(watch: Watch, end_s: float) -> dict[str, dict[str, float]]:
             "warm_mib": round(mean_mib(readings, warm_s, warm_s + slice_s), 1),
             "end_mib": round(mean_mib(readings, end_s - slice_s, end_s), 1),
             "peak_mib": round(max(one.rss_mib for one in readings), 1),
+            "tenths_mib": [
+                round(mean_mib(readings, at * slice_s, (at + 1) * slice_s)) for at in range(10)
+            ],
             "warm_fds": warm.fds, "end_fds": last.fds, "warm_threads": warm.threads,
             "end_threads": last.threads,
         }  # fmt: skip
     return found
 
 
-def not_flat(memory: dict[str, dict[str, float]]) -> list[str]:
+def not_flat(memory: dict[str, dict[str, Any]]) -> list[str]:
     """Return a line for each process whose memory or open files grow after the warm-up."""
     found = []
     for name, one in memory.items():
