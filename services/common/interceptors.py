@@ -31,6 +31,7 @@ from services.common.errors import (
     is_out_of_memory,
     is_out_of_space,
 )
+from services.common.methods import Wrap
 
 _DISK_FULL_S = 60.0
 _QUIET = (
@@ -62,10 +63,11 @@ def time_left_s(context: Context | None) -> float | None:
 
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor):
-    """Stands before every handler as what `wrap(handler, method)` makes of it."""
+    """Stands before every handler as what `wrap(handler, method)` makes of it. A server that knows
+    its methods beforehand wraps them itself, see `methods`."""
 
-    def __init__(self, wrap: Callable[[Any, str], Any]) -> None:
-        self._wrap = wrap
+    def __init__(self, wrap: Wrap) -> None:
+        self.wrap = wrap
         self._wrapped: dict[str, tuple[Any, Any]] = {}
         """By method, a handler and what it became; wrapping it anew would cost every call."""
 
@@ -80,7 +82,7 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:
-            wrapped = self._wrap(handler, method.removeprefix("/"))
+            wrapped = self.wrap(handler, method.removeprefix("/"))
             self._wrapped[method] = handler, wrapped
         return wrapped
 

@@ -27,6 +27,7 @@ from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 from services.common import logs, metrics, stats, tracing
 from services.common.errors import Overloaded
 from services.common.interceptors import ErrorInterceptor
+from services.common.methods import Methods, Wrap
 from services.common.settings import ServiceSettings
 from services.common.tls import names_in, server_credentials
 from services.common.tls_callers import KnownCallers
@@ -62,8 +63,8 @@ class App:
     (health is NOT_SERVING until it returns); `canary` runs a small forward pass; `drain` ends calls
     that would wait for ever, before the others get their time to finish; `stop` closes what `start`
     opened. `bound` is told the host and port before `start`. `peers` asks the services behind this
-    one for their figures. `ready` is set while the service takes work. `interceptors` stand before
-    every handler, inside the one that turns errors into statuses.
+    one for their figures. `ready` is set while the service takes work. `wraps` stand before every
+    handler, inside the one that turns errors into statuses.
     """
 
     service: str
@@ -75,7 +76,7 @@ class App:
     stop: Hook = _nothing
     bound: Callable[[str, int], None] = lambda host, port: None
     peers: Peers = _nobody
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    wraps: Sequence[Wrap] = ()
     device: str = "cpu"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -134,7 +135,7 @@ async def run(app: App) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    server = grpc.aio.server(interceptors=_interceptors(app), options=server_options(app.settings))
+    server = grpc.aio.server(options=server_options(app.settings))
     checks = health.aio.HealthServicer()
     names = _register(app, server, checks)
     await _set_health(checks, names, serving=False)
@@ -184,13 +185,14 @@ def check_open(app: App) -> None:
     )
 
 
-def _interceptors(app: App) -> list[grpc.aio.ServerInterceptor]:
+def _wraps(app: App) -> list[Wrap]:
     settings = app.settings
+    wraps = [ErrorInterceptor().wrap, *app.wraps]
     if not settings.tls_clients or settings.tls is None:
-        return [ErrorInterceptor(), *app.interceptors]
+        return wraps
     # The gateway's HTTP side calls the gateway itself.
     own = names_in(settings.tls.cert) if app.service == "gateway" else []
-    return [KnownCallers([*settings.tls_clients, *own]), ErrorInterceptor(), *app.interceptors]
+    return [KnownCallers([*settings.tls_clients, *own]).wrap, *wraps]
 
 
 def _listen(app: App, server: grpc.aio.Server) -> int:
@@ -206,13 +208,15 @@ def _listen(app: App, server: grpc.aio.Server) -> int:
 
 
 def _register(app: App, server: grpc.aio.Server, checks: Any) -> list[str]:
-    names = [*app.register(server), "stillhouse.common.v1.InfoService"]
-    info_pb2_grpc.add_InfoServiceServicer_to_server(InfoServicer(app), server)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    methods = Methods(_wraps(app))
+    names = [*app.register(methods.server), "stillhouse.common.v1.InfoService"]
+    info_pb2_grpc.add_InfoServiceServicer_to_server(InfoServicer(app), methods.server)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, methods.server)
     if app.settings.reflection:
         reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
+            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], methods.server
         )
+    server.add_generic_rpc_handlers([methods])
     return names
 
 

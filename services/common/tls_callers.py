@@ -3,13 +3,12 @@ as that of a client which is to reach the gateway alone."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import grpc
-import grpc.aio
 
-_FOR_ALL = ("/grpc.health.",)
+_FOR_ALL = ("grpc.health.",)
 _NAMES = ("x509_common_name", "x509_subject_alternative_name")
 _KINDS = {
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -19,19 +18,15 @@ _KINDS = {
 }
 
 
-class KnownCallers(grpc.aio.ServerInterceptor):
+class KnownCallers:
     """Refuses calls from certificates without one of these names with PERMISSION_DENIED."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(name.encode() for name in names)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None or str(handler_call_details.method).startswith(_FOR_ALL):
+    def wrap(self, handler: Any, method: str) -> Any:
+        """Return a handler that asks for the certificate first."""
+        if method.startswith(_FOR_ALL):
             return handler
         streams = handler.request_streaming, handler.response_streaming
         kind, make = _KINDS[streams]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import grpc.aio
+import uvloop
 
 from services.common import logs, server
 from services.common.process import keep_memory, share_cores
@@ -18,7 +18,7 @@ def main() -> None:
     share_cores()
     keep_memory()
     logs.configure("concepts", level=settings.log_level, json=settings.log_json)
-    asyncio.run(server.run(build(settings)))
+    uvloop.run(server.run(build(settings)))
 
 
 def build(settings: ConceptsSettings) -> server.App:

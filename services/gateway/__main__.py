@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
+
+import uvloop
 
 from services.common import logs, server
 from services.gateway.settings import GatewaySettings
@@ -18,7 +19,7 @@ def main() -> None:
     settings = GatewaySettings()
     logs.configure("gateway", level=settings.log_level, json=settings.log_json)
     sys.setswitchinterval(_SWITCH_S)
-    asyncio.run(_serve(settings))
+    uvloop.run(_serve(settings))
 
 
 async def _serve(settings: GatewaySettings) -> None:
@@ -46,7 +47,7 @@ def build(settings: GatewaySettings) -> server.App:
         bound=gateway.edge.bound,
         ready=gateway.ready,
         peers=gateway.instances.stats,
-        interceptors=[gateway.interceptor],
+        wraps=[gateway.interceptor.wrap],
     )
 
 

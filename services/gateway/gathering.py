@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -20,8 +21,8 @@ _Load = Callable[[Sequence[Any]], Mapping[Any, Any]]
 _Wanted = tuple[_Load, Hashable]
 _AT_MOST = 64
 """Keys of one read, so that a crowd's first callers do not wait for its last."""
-_PAUSE_S = 0.01
-"""How long a crowd is waited for."""
+_PAUSE_S, _MOST_S = 0.005, 0.05
+"""How long a crowd is waited for while nobody joins it, and how long in all."""
 
 
 class Crowd:
@@ -54,15 +55,17 @@ class Crowd:
             self._task = None
 
     async def _gather(self) -> None:
-        """Wait until as many callers ask as did together before, or for a moment."""
-        if self._count >= self._crowd:
-            return
-        self._complete.clear()
-        try:
-            async with asyncio.timeout(_PAUSE_S):
-                await self._complete.wait()
-        except TimeoutError:
-            self._crowd = self._count
+        """Wait until as many callers ask as did together before, or until no more of them come."""
+        until_s = time.monotonic() + _MOST_S
+        while self._count < self._crowd:
+            before = self._count
+            self._complete.clear()
+            try:
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._complete.wait()
+            except TimeoutError:
+                if self._count == before or time.monotonic() > until_s:
+                    self._crowd = self._count
 
     async def _read(self, wanted: Sequence[_Wanted]) -> None:
         asked = {one: self._waiting.pop(one) for one in wanted}
