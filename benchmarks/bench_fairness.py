@@ -11,6 +11,9 @@ of by answers, with a deadline each. `goodput_ratio` is what comes back in time,
 `refused` is the share of calls that were refused, `with_retry_info` the share of those that say
 when to come again. Peak and overload take turns, so that a busy machine hurts both.
 
+The service has half of the cores, the callers have the others: on a real network the work of making
+calls is not the service's. With `--together` they share all cores.
+
     python benchmarks/bench_fairness.py [--calls 200] [--rounds 3] [--seconds 20] [--quick]
 """
 
@@ -43,6 +46,7 @@ from grpc_status import rpc_status
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc, items_pb2
 from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 
+from benchmarks.cores import halves, only_on
 from services.common.catalogue import load_catalogue
 from services.common.fetch import ensure
 from services.concepts.settings import ConceptsSettings
@@ -74,13 +78,13 @@ def photos(count: int) -> list[bytes]:
 
 
 @contextmanager
-def service(max_batch_ms: float) -> Iterator[str]:
-    """A concepts service on a free port; yields its address."""
+def service(max_batch_ms: float, cores: set[int]) -> Iterator[str]:
+    """A concepts service on a free port and some cores; yields its address."""
     with tempfile.TemporaryDirectory() as folder:
         given = {"CONCEPTS_PORT": "0", "CONCEPTS_BLOB_URL": f"{folder}/blobs"}
         if max_batch_ms:
             given["CONCEPTS_MAX_BATCH_MS"] = str(max_batch_ms)
-        with Path(folder, "log").open("w") as log:
+        with Path(folder, "log").open("w") as log, only_on(cores):
             process = subprocess.Popen(
                 [sys.executable, "-m", "services.concepts"],
                 env={**os.environ, **given},
@@ -330,15 +334,22 @@ def main() -> None:
     parser.add_argument(
         "--max-batch-ms", type=float, default=0.0, help="cap of a batch's time (the service's own)"
     )
+    parser.add_argument("--together", action="store_true", help="service and callers share cores")
     parser.add_argument("--quick", action="store_true", help="a small run, to see it work")
     args = parser.parse_args()
     if args.quick:
         args.calls, args.rounds, args.seconds = 30, 1, 6.0
     # Ended from outside, the service is still stopped on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with service(args.max_batch_ms) as address:
+    whole = os.sched_getaffinity(0)
+    served, calling = (whole, whole) if args.together else halves()
+    with service(args.max_batch_ms, served) as address, only_on(calling):
         figures = asyncio.run(measure(address, args))
-    figures["machine"] = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__}
+    figures["machine"] = {
+        "cores": len(whole),
+        "service_cores": len(served),
+        "torch": torch.__version__,
+    }
     print(json.dumps(figures))
 
 

@@ -31,18 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from stillhouse.gateway.v1 import jobs_pb2, jobs_pb2_grpc
 
+from benchmarks.cores import hold_to
 from benchmarks.gateway_load import CLASSES, PROJECT, Load, Rate, Watchers, a_job
 from services.gateway import students
 from services.gateway.store import Store
 from tests.support import Service, free_port, start_service, wait_ready
 
 FINAL = (jobs_pb2.JOB_STATE_CANCELLED, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_SUCCEEDED)
-
-
-def hold_to(pid: int, cores: set[int]) -> None:
-    """Keep all threads of a process, and those that they start, on some cores."""
-    for task in os.listdir(f"/proc/{pid}/task"):
-        os.sched_setaffinity(int(task), cores)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from stillhouse.common.v1 import info_pb2, info_pb2_grpc
 
 from services.common import logs, metrics, stats, tracing
@@ -213,8 +213,9 @@ def _register(app: App, server: grpc.aio.Server, checks: Any) -> list[str]:
     info_pb2_grpc.add_InfoServiceServicer_to_server(InfoServicer(app), methods.server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, methods.server)
     if app.settings.reflection:
-        reflection.enable_server_reflection(
-            [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], methods.server
+        listed = [*names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(listed), methods.server
         )
     server.add_generic_rpc_handlers([methods])
     return names
