@@ -3,8 +3,9 @@
 A suite of real processes runs the concept job on real photos from an empty cache: those of the
 fruit set, each once, and mirrored ones where more are asked for. Then, in the same run and with the
 same number of threads, a bare loop decodes every photo once and runs teacher trunk and encoder once
-each, at the batch shape of the job's shards, with no service, no store and no fit. Concepts and fit
-take a fixed time, so the ratio falls with the number of photos.
+each, at the batch shape of the job's shards, with no service, no store and no fit. Both find their
+models loaded and warm. Concepts and fit take a fixed time, so the ratio falls with the number of
+photos.
 
 After each job a second one follows on the same photos, with as many other words: ImageNet's class
 names. It finds teacher outputs and region embeddings where the first one left them, and has its
@@ -31,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from stillhouse.concepts.v1 import concepts_pb2, concepts_pb2_grpc
 from stillhouse.gateway.v1 import jobs_pb2, jobs_pb2_grpc
+from stillhouse.teacher.v1 import teacher_pb2, teacher_pb2_grpc
 
 from services.common.blobs import digest_of
 from services.common.catalogue import load_catalogue
@@ -92,6 +94,7 @@ def run_jobs(found: Sequence[tuple[str, bytes]]) -> dict[str, tuple[Ran, Ran]]:
         jobs = {}
         for seed, (label, draws) in enumerate(CONTROLS.items()):
             forget(running)
+            warm(running)
             first = running.concept_job(seed=seed)
             second = running.concept_job(seed=seed, concepts=words)
             first.concept.control_draws = second.concept.control_draws = draws
@@ -140,6 +143,20 @@ def forget(running: Suite) -> None:
     running.kill("teacher")
     running.start("teacher")
     running.wait("teacher")
+
+
+def warm(running: Suite) -> None:
+    """Have the services load what the job will ask, and run it once."""
+    with running.channel("teacher") as channel:
+        model = teacher_pb2.LoadModelRequest(name=f"{PROJECT}/models/fruit-teacher")
+        teacher_pb2_grpc.TeacherServiceStub(channel).LoadModel(model, timeout=300)
+    with running.channel("concepts") as channel:
+        stub = concepts_pb2_grpc.ConceptsServiceStub(channel)
+        encoder = f"{PROJECT}/encoders/effl2-minilm"
+        stub.LoadModel(concepts_pb2.LoadModelRequest(name=encoder), timeout=300)
+        stub.EmbedTexts(
+            concepts_pb2.EmbedTextsRequest(encoder=encoder, texts=["warm"]), timeout=300
+        )
 
 
 def padded(items: list[Tensor]) -> Tensor:

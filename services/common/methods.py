@@ -17,6 +17,7 @@ import grpc.aio
 Wrap = Callable[[Any, str], Any]
 """Makes a handler of a handler and its method, `package.Service/Method`."""
 
+
 class Methods(grpc.GenericRpcHandler):
     """Takes what generated code adds to a server. `wraps` stand before every handler, the outermost
     first."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from services.student.crossfit import stratified_folds
 from services.student.design import Design
@@ -173,31 +174,33 @@ def dense_probe(truth: Truth, view: View, settings: EvaluationSettings) -> Score
     scaling = fit_scaling(view[0])
     columns, test = scaling(view[0]), scaling(view[1])
     folds = stratified_folds(truth.train.argmax(axis=1), seed=settings.seed)
-    losses = _held_out_losses(columns, truth, folds, settings.dense_l2)
+    losses, fits = _held_out_losses(columns, truth, folds, settings.dense_l2)
     chosen = min(settings.dense_l2, key=lambda l2: losses[l2])
-    fit = _dense_fit(Design(columns), truth.train, truth.loss, chosen)
+    start = fits[chosen]
+    fit = _dense(fit_ridge(Design(columns), truth.train, truth.loss, chosen, start=start))
     return score(truth, fit.logits(test), nec(fit.weights))
 
 
-def _dense_fit(
-    design: Design, targets: Doubles, loss: Loss, l2: float, tolerance: float = 1e-5
-) -> SparseFit:
-    coef = fit_ridge(design, targets, loss, l2, tolerance).numpy()
-    return SparseFit(coef[:, :-1].copy(), coef[:, -1].copy(), 0.0)
+def _dense(coef: Tensor) -> SparseFit:
+    return SparseFit(coef[:, :-1].numpy().copy(), coef[:, -1].numpy().copy(), 0.0)
 
 
 def _held_out_losses(
     columns: Doubles, truth: Truth, folds: npt.NDArray[np.int64], penalties: Sequence[float]
-) -> dict[float, float]:
-    """Summed loss by penalty of fits to the items of other folds, which share a fold's design."""
-    total = dict.fromkeys(penalties, 0.0)
+) -> tuple[dict[float, float], dict[float, Tensor]]:
+    """Summed loss by penalty of fits to the items of other folds, which share a fold's design; and
+    the last fold's coefficients. The problems are convex, so that where a fit starts changes its
+    steps alone: the same penalty's in the fold before, or the next larger one's."""
+    total, fits = dict.fromkeys(penalties, 0.0), dict[float, Tensor]()
     for fold in np.unique(folds):
         out = folds == fold
         design, wanted = Design(columns[~out]), truth.train[out]
-        for l2 in penalties:
-            fit = _dense_fit(design, truth.train[~out], truth.loss, l2, _ROUGHLY)
-            total[l2] += _loss(fit.logits(columns[out]), wanted, truth.loss)
-    return total
+        coef: Tensor | None = None
+        for l2 in sorted(penalties, reverse=True):
+            start = fits.get(l2, coef)
+            coef = fits[l2] = fit_ridge(design, truth.train[~out], truth.loss, l2, _ROUGHLY, start)
+            total[l2] += _loss(_dense(coef).logits(columns[out]), wanted, truth.loss)
+    return total, fits
 
 
 def _loss(logits: Doubles, wanted: Doubles, loss: Loss) -> float:

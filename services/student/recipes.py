@@ -18,7 +18,7 @@ from services.student.ranks import ALONE, Ranks
 from services.student.rundir import Writer
 
 Arrays = dict[str, Array]
-_SHARED_LAYOUT = 1
+_SHARED_LAYOUT = 2
 """Change it where what a shared phase computes changes."""
 KINDS = ("concept", "linear_head", "language", "importance", "classifier")
 """The kinds of recipe, as the contract names them."""

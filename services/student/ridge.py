@@ -29,8 +29,10 @@ def fit_ridge(
     loss: Loss,
     l2: float,
     tolerance: float = 1e-5,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Coefficients [K, p], intercept last, of soft responses [n, K]; gradient within tolerance.
+    `start`, by default zeros, are coefficients to begin with: those of a like fit save steps.
 
     ValueError unless l2 is positive, or for targets that are no responses.
     """
@@ -40,7 +42,9 @@ def fit_ridge(
     ridge = torch.full((design.width,), l2, dtype=torch.float64)
     ridge[-1] = 0
     inverse = _bound_inverse(design, ridge, 0.25 if loss == "bce" else 0.5)
-    return _accelerate(problem, ridge, inverse, tolerance)
+    if start is None:
+        start = torch.zeros(len(problem.targets), design.width, dtype=torch.float64)
+    return _accelerate(problem, ridge, inverse, tolerance, start)
 
 
 def _bound_inverse(design: Design, ridge: Tensor, share: float) -> Tensor:
@@ -49,9 +53,11 @@ def _bound_inverse(design: Design, ridge: Tensor, share: float) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(bound))
 
 
-def _accelerate(problem: Problem, ridge: Tensor, inverse: Tensor, tolerance: float) -> Tensor:
-    coef = torch.zeros(len(problem.targets), problem.design.width, dtype=torch.float64)
-    ahead, pace = coef, 1.0
+def _accelerate(
+    problem: Problem, ridge: Tensor, inverse: Tensor, tolerance: float, start: Tensor
+) -> Tensor:
+    coef = ahead = start
+    pace = 1.0
     for _ in range(MAX_STEPS):
         logits = problem.design.logits(ahead)
         residual = probabilities(logits, problem.loss) - problem.targets

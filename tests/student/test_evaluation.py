@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
@@ -137,3 +138,8 @@ def test_ridge_equals_scikit_learn() -> None:
     reference = LogisticRegression(C=1 / (len(columns) * 1e-2), tol=1e-10, max_iter=5000)
     reference.fit(columns, labels)
     np.testing.assert_allclose(coef[:, :-1], reference.coef_, atol=1e-4)
+    elsewhere = torch.full(coef.shape, 0.5, dtype=torch.float64)
+    again = fit_ridge(
+        Design(columns), np.eye(4)[labels], "softmax", 1e-2, tolerance=1e-9, start=elsewhere
+    )
+    np.testing.assert_allclose(again[:, :-1].numpy(), coef[:, :-1], atol=1e-6)
