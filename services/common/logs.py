@@ -12,8 +12,11 @@ import structlog
 
 def configure(service: str, *, level: str = "INFO", json: bool = False) -> None:
     """Set up logging for the process; call it before anything slow is imported."""
+    from services.common.callers import log_ids  # stands on modules that log
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        log_ids,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
