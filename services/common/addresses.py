@@ -18,7 +18,7 @@ _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")
 def check_address(address: str) -> str:
     """Return an address that a channel can be opened to. Raises ValueError for a list that holds
     anything but IPv4 addresses with ports."""
-    for part in _parts(address):
+    for part in listed(address):
         host, _, port = part.rpartition(":")
         try:
             IPv4Address(host)
@@ -48,11 +48,11 @@ def names_a_host(address: str) -> bool:
 
 def target(address: str) -> str:
     """Return the target that gRPC understands."""
-    parts = _parts(address)
+    parts = listed(address)
     return f"ipv4:{','.join(parts)}" if parts else address
 
 
-def _parts(address: str) -> list[str]:
+def listed(address: str) -> list[str]:
     """Return the members of a list of addresses; nothing where it is no list, or gRPC's own."""
     if "," not in address or address.startswith(_SCHEMES):
         return []

@@ -15,9 +15,10 @@ from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.common import callers, logs, tracing
-from services.common.addresses import is_several, target
+from services.common.addresses import is_several, listed, target
 from services.common.errors import Overloaded, PeerUnavailable, StillhouseError, from_status
 from services.common.reloading import BlockingChannel, ReloadingChannel
+from services.common.spread import SpreadChannel
 from services.common.tls import TlsFiles, channel_credentials, name_options
 
 R = TypeVar("R")
@@ -39,7 +40,7 @@ def open_channel(
     addresses (`10.0.0.1:7101,10.0.0.2:7101`). Without credentials or `tls` it is not encrypted.
 
     With `tls` it shows our certificate, which is read again when it changes, and lets nobody but
-    `service` answer. Several addresses share the calls in turn. An instance gets calls from the
+    `service` answer. Several addresses take the calls in turn. An instance gets calls from the
     moment that it says it is ready, and none once it says that it is not; one that is away is tried
     again every two seconds.
     """
@@ -47,14 +48,21 @@ def open_channel(
     if tls is not None:
         named = [*options, *name_options(tls.name_of(service, address))]
         return ReloadingChannel(
-            tls,
-            lambda pems: grpc.aio.secure_channel(
-                target(address), channel_credentials(pems), options=named
-            ),
+            tls, lambda pems: _open(address, channel_credentials(pems), options=named)
         )
-    if credentials is not None:
-        return grpc.aio.secure_channel(target(address), credentials, options=options)
-    return grpc.aio.insecure_channel(target(address), options=options)
+    return _open(address, credentials, options=options)
+
+
+def _open(
+    address: str, credentials: grpc.ChannelCredentials | None, *, options: list[tuple[str, Any]]
+) -> grpc.aio.Channel:
+    def one(place: str) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(place, options=options)
+        return grpc.aio.secure_channel(place, credentials, options=options)
+
+    members = listed(address)
+    return SpreadChannel(one(target(address)), map(one, members)) if members else one(address)
 
 
 def open_blocking_channel(

@@ -42,7 +42,9 @@ def metrics_port() -> int:
 def batches(port: int) -> int:
     """Return how many forward passes a service has made."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
-        found = re.findall(r"^stillhouse_batch_items_count\S* (\S+)", page.read().decode(), re.M)
+        found = re.findall(
+            r"^stillhouse_batch_items_count(?:{.*})? (\S+)$", page.read().decode(), re.M
+        )
     return int(sum(map(float, found)))
 
 

@@ -79,6 +79,7 @@ class Fleet(Suite):
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.name == "stillhouse_batch_items_sum"
+            and not sample.labels["model"].endswith(" texts")
         )
 
     def until_busy(self, job: str, name: str, number: int, *, timeout_s: float = 300) -> bool:

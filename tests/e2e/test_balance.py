@@ -15,6 +15,8 @@ from tests.e2e.suite import Suite
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1200)]
 PHOTOS = 768
 """Twelve shards: six for each of two instances, four for each of three."""
+DISTINCT = 0.9
+"""At least this part of them is computed: the set holds some photos twice."""
 Ran = tuple[Fleet, str]
 
 
@@ -38,7 +40,7 @@ def check_shares(before: dict[str, list[int]], after: dict[str, list[int]]) -> N
     """The instances of a service did equally much, within 20 %."""
     for name in INFERRING:
         shares = [new - old for new, old in zip(after[name], before[name], strict=True)]
-        assert sum(shares) >= PHOTOS, (name, shares)
+        assert sum(shares) >= DISTINCT * PHOTOS, (name, shares)
         assert max(shares) <= 1.2 * min(shares), (name, shares)
 
 
