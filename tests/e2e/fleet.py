@@ -6,8 +6,10 @@ own metrics page says.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,8 +91,11 @@ class Fleet(Suite):
         while time.monotonic() < until_s:
             state = self.job(job).state
             assert state in (*_LIVE, jobs_pb2.JOB_STATE_SUCCEEDED), self.job(job)
-            if state not in _LIVE or self.images(name, number) >= SHARD_ITEMS:
-                return state in _LIVE
+            if state not in _LIVE:
+                return False
+            with contextlib.suppress(urllib.error.URLError):  # it is still starting
+                if self.images(name, number) >= SHARD_ITEMS:
+                    return True
             time.sleep(0.05)
         raise RuntimeError(f"{name} {number} computed nothing in {timeout_s} s")
 
