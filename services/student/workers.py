@@ -36,8 +36,13 @@ _LOCK = threading.Lock()
 class Worker:
     """A started child process. Use from one event loop."""
 
-    def __init__(self, process: ForkServerProcess, news: asyncio.StreamReader) -> None:
-        self._process, self._news = process, news
+    def __init__(
+        self,
+        process: ForkServerProcess,
+        news: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
+    ) -> None:
+        self._process, self._news, self._pipe = process, news, pipe
         loop = asyncio.get_running_loop()
         self._exit: asyncio.Future[int] = loop.create_future()
         loop.add_reader(process.sentinel, self._take_exit, loop)
@@ -45,6 +50,7 @@ class Worker:
     def _take_exit(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self._process.sentinel)
         self._process.join()  # its end is what was told
+        self._pipe.close()  # at the end of what it brings uvloop leaves it open
         assert self._process.exitcode is not None
         self._exit.set_result(self._process.exitcode)
 
@@ -137,10 +143,10 @@ async def start(main: Callable[[T, Callable[[], None]], int], given: T) -> Worke
     reader = asyncio.StreamReader()
     pipe = os.fdopen(os.dup(receiver.fileno()), "rb", buffering=0)
     receiver.close()
-    await asyncio.get_running_loop().connect_read_pipe(
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
-    return Worker(process, reader)
+    return Worker(process, reader, transport)
 
 
 def _start(process: ForkServerProcess) -> None:
