@@ -71,7 +71,11 @@ class Crowd:
         asked = {one: self._waiting.pop(one) for one in wanted}
         answered = sum(map(len, asked.values()))
         self._count -= answered
-        results = await asyncio.to_thread(_load_all, wanted)
+        results: Mapping[_Load, Mapping[Any, Any] | Exception]
+        try:
+            results = await asyncio.to_thread(_load_all, wanted)
+        except Exception as error:  # no thread any more: nobody may wait for ever
+            results = {load: error for load, _ in wanted}
         self._crowd = min(max(self._crowd, answered + self._count), _AT_MOST)
         for (load, key), futures in asked.items():
             found = results[load]
