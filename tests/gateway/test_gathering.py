@@ -127,3 +127,13 @@ async def test_several_kinds_read_in_one_hop_and_fail_apart() -> None:
     found = await asyncio.gather(one.get("bad"), two.get("a"), return_exceptions=True)
     assert isinstance(found[0], KeyError)
     assert found[1] == 7
+
+
+async def test_who_finds_no_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(asyncio, "to_thread", closed)
+    gathered = Gathered(Table().load)
+    with pytest.raises(RuntimeError, match="cannot schedule"):
+        await asyncio.wait_for(gathered.get("a"), 10)
